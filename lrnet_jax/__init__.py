@@ -1,0 +1,1 @@
+"""Local Relation Networks in Flax NNX."""

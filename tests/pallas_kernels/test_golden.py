@@ -1,0 +1,32 @@
+"""Every implementation against the float64 golden cases, in float64 and float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden import NAMES, load
+
+from pallas_kernels import local_relation
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", None])
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name, dtype, implementation):
+    case = load(name)
+    with jax.enable_x64(dtype == "float64"):
+        inputs = [jnp.asarray(x, dtype) for x in case.inputs]
+        out, vjp = jax.vjp(
+            lambda *x: local_relation(*x, **case.options, implementation=implementation), *inputs
+        )
+        grads = vjp(jnp.asarray(case.cotangent, dtype))
+    tol = case.tol64 if dtype == "float64" else case.tol32
+    for got, (result, want) in zip((out, *grads), case.results.items(), strict=True):
+        assert got.dtype == dtype
+        got = np.asarray(got, np.float64)
+        assert np.isfinite(got).all(), result
+        if np.isnan(tol):  # float32 cannot hold this case's logits: finite is all one can ask
+            continue
+        error = np.abs(got - want).max()
+        limit = tol * max(case.gross[result], np.abs(want).max())
+        assert error <= limit, f"{result}: error {error:.3g} > {limit:.3g}"
