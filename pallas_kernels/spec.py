@@ -58,7 +58,7 @@ class Spec:
         return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
 
     def phi(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """The scaled similarity, scale * Phi(query, key) of Eqns. 3 to 5, summed over the last axis (D).
+        """The scaled similarity: scale * Phi of Eqns. 3 to 5, summed over the last axis (D).
 
         (q - k)^2 is never expanded: q^2 - 2qk + k^2 loses the digits that the softmax lives on.
         """
