@@ -51,10 +51,10 @@ class BatchNorm(nnx.Module):
                 "set one of them to None"
             )
         # From numpy: jnp.full is compiled for every size.
-        self.scale = nnx.Param(jnp.asarray(np.full(features, scale_init, np.float32)))
-        self.bias = nnx.Param(jnp.asarray(np.zeros(features, np.float32)))
-        self.mean = nnx.BatchStat(jnp.asarray(np.zeros(features, np.float32)))
-        self.var = nnx.BatchStat(jnp.asarray(np.ones(features, np.float32)))
+        self.scale = nnx.Param(jax.device_put(np.full(features, scale_init, np.float32)))
+        self.bias = nnx.Param(jax.device_put(np.zeros(features, np.float32)))
+        self.mean = nnx.BatchStat(jax.device_put(np.zeros(features, np.float32)))
+        self.var = nnx.BatchStat(jax.device_put(np.ones(features, np.float32)))
         self.group_images = group_images
         self.axis_name = axis_name
         self.momentum = momentum

@@ -1,5 +1,6 @@
 """Channel transformations (CT, the paper's name for 1x1 convolutions) and how weights start."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -35,6 +36,7 @@ def channel_transformation(
         use_bias=use_bias,
         dtype=dtype,
         kernel_init=he_normal,
+        bias_init=zeros,
         rngs=rngs,
     )
 
@@ -57,7 +59,13 @@ def normal(
 
 def uniform(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """U(-1, 1)."""
-    return 2 * _draw(jax.random.uniform, key, shape, dtype, 1.0) - 1
+    return _draw(functools.partial(jax.random.uniform, minval=-1.0), key, shape, dtype, 1.0)
+
+
+def zeros(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Zeros for a bias; jnp.zeros would be compiled for every shape."""
+    del key
+    return jax.device_put(np.zeros(shape, dtype))
 
 
 def _draw(
@@ -81,4 +89,4 @@ def _draw(
         return (draws[:count] * factor).reshape(shape)
     # numpy, because the three operations above would each be compiled for every shape.
     kept = np.asarray(draws)[:count] * np.asarray(factor, draws.dtype)
-    return jnp.asarray(kept.reshape(shape))
+    return jax.device_put(kept.reshape(shape))

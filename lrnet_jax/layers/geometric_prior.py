@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lrnet_jax.layers.channel_transformation import normal, uniform
+from lrnet_jax.layers.channel_transformation import normal, uniform, zeros
 
 Prior = Literal["network", "table", "none"]
 PRIORS: tuple[Prior, ...] = get_args(Prior)
@@ -54,6 +54,7 @@ class PriorNetwork(nnx.Module):
             groups,
             precision="highest",
             kernel_init=functools.partial(normal, stddev=0.01),
+            bias_init=zeros,
             rngs=rngs,
         )
 
@@ -73,7 +74,7 @@ class PriorTable(nnx.Module):
     """
 
     def __init__(self, groups: int, size: tuple[int, int]) -> None:
-        self.table = nnx.Param(jnp.asarray(np.zeros((groups, *size), np.float32)))
+        self.table = nnx.Param(jax.device_put(np.zeros((groups, *size), np.float32)))
 
     def __call__(self, y: np.ndarray, x: np.ndarray) -> jax.Array:
         """The table, (G, Ny, Nx) float32.
