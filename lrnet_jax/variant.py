@@ -7,8 +7,9 @@ import dataclasses
 import math
 import typing
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
+from lrnet_jax.checks import check_odd, check_positive
 from lrnet_jax.layers.geometric_prior import Prior
 from pallas_kernels.spec import Normalization, Similarity
 
@@ -272,11 +273,11 @@ def _check_numbers(variant: Variant) -> None:
         if not isinstance(numbers, tuple) or not numbers:
             raise TypeError(f"{name} must be a tuple of ints such as (2, 2, 2, 2), got {numbers!r}")
         for number in numbers:
-            _check_positive(name, number)
+            check_positive(name, number)
     channels = variant.stage_channels
     if channels is not None:
         for number in channels if isinstance(channels, tuple) else (channels,):
-            _check_positive("stage_channels", number)
+            check_positive("stage_channels", number)
     for name in (
         "width",
         "stem_channels",
@@ -284,26 +285,16 @@ def _check_numbers(variant: Variant) -> None:
         "query_key_dim",
         "in_channels",
     ):
-        _check_positive(name, getattr(variant, name))
+        check_positive(name, getattr(variant, name))
     for name in ("prior_hidden", "image_size", "batch_norm_images"):
         if getattr(variant, name) is not None:
-            _check_positive(name, getattr(variant, name))
+            check_positive(name, getattr(variant, name))
     for name in ("kernel_size", "stem_kernel_size"):
-        size = getattr(variant, name)
-        _check_positive(name, size)
-        if size % 2 == 0:
-            raise ValueError(f"{name} must be odd, got {size}; use {size - 1} or {size + 1}")
+        check_odd(name, getattr(variant, name))
     if variant.channels_per_group != -1:
-        _check_positive("channels_per_group", variant.channels_per_group, " or -1 for all")
+        check_positive("channels_per_group", variant.channels_per_group, " or -1 for all")
     scale = variant.scale
     if scale is not None and (isinstance(scale, bool) or not isinstance(scale, int | float)):
         raise TypeError(f"scale must be a number or None, got {scale!r}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale!r}; use None for the paper's")
-
-
-def _check_positive(name: str, number: Any, besides: str = "") -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int, got {number!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1{besides}, got {number}")

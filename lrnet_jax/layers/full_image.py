@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lrnet_jax.checks import check_positive
 from lrnet_jax.layers.channel_transformation import channel_transformation
 from lrnet_jax.layers.geometric_prior import Prior, fold, make_prior
 from lrnet_jax.layers.local_relation import default_scale
@@ -63,6 +64,13 @@ class FullImageRelation(nnx.Module):
     ) -> None:
         if prior == "table" and output_size is None:
             raise ValueError("prior 'table' needs output_size, (Ho, Wo) of the layer; give it")
+        for name, number in (
+            ("strides", strides),
+            ("pool", pool),
+            ("channels_per_group", channels_per_group),
+            ("query_key_dim", query_key_dim),
+        ):
+            check_positive(name, number)
         groups = -(-in_features // channels_per_group)
         self.spec = Spec(
             kernel_size=(1, 1),  # not used: the window is the image

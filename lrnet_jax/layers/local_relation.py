@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lrnet_jax.checks import check_odd, check_positive
 from lrnet_jax.layers.channel_transformation import channel_transformation
 from lrnet_jax.layers.geometric_prior import Prior, fold, make_prior, window_positions
 from pallas_kernels import local_relation
@@ -68,6 +69,14 @@ class LocalRelation(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
+        check_odd("kernel_size", kernel_size)
+        for name, number in (
+            ("strides", strides),
+            ("channels_per_group", channels_per_group),
+            ("query_key_dim", query_key_dim),
+            ("dilation", dilation),
+        ):
+            check_positive(name, number)
         groups = -(-in_features // channels_per_group)
         self.kernel_size = kernel_size
         self.strides = strides

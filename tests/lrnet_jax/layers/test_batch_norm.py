@@ -1,0 +1,114 @@
+"""Batch normalisation against flax, numpy, and itself on several devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lrnet_jax.layers.batch_norm import BatchNorm
+
+
+def images(shape=(8, 5, 3, 6), mean=0.7):
+    return np.random.default_rng(0).normal(mean, 2.0, shape).astype(np.float32)
+
+
+def with_weights(norm):
+    rng = np.random.default_rng(1)
+    for variable, least in ((norm.scale, 0.5), (norm.bias, -1), (norm.mean, -1), (norm.var, 0.5)):
+        variable[...] = jnp.asarray(rng.uniform(least, 2, variable.shape), jnp.float32)
+    return norm
+
+
+def test_agrees_with_flax_forward_backward_and_running_averages():
+    x = jnp.asarray(images())
+    ours = with_weights(BatchNorm(6))
+    theirs = with_weights(nnx.BatchNorm(6, momentum=0.9, rngs=nnx.Rngs(0)))
+    cotangent = jnp.asarray(np.random.default_rng(2).normal(size=x.shape), jnp.float32)
+
+    def loss(norm, x):
+        return jnp.sum(norm(x) * cotangent)
+
+    for norm in (ours, theirs):
+        norm.train()
+    gradients = [nnx.grad(loss, argnums=(0, 1))(norm, x) for norm in (ours, theirs)]
+    for a, b in zip(*(jax.tree.leaves(g) for g in gradients), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(
+            getattr(ours, name)[...], getattr(theirs, name)[...], rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    for norm in (ours, theirs):
+        norm.eval()
+    np.testing.assert_allclose(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_groups_of_images_have_statistics_of_their_own():
+    x = images()
+    norm = with_weights(BatchNorm(6, group_images=2))
+    before, scale, bias = (np.asarray(v[...]) for v in (norm.mean, norm.scale, norm.bias))
+    got = norm(jnp.asarray(x))
+    means, variances = [], []
+    for start in range(0, 8, 2):
+        part = x[start : start + 2].astype(np.float64)
+        mean, var = part.mean((0, 1, 2)), part.var((0, 1, 2))
+        want = scale * (part - mean) / np.sqrt(var + 1e-5) + bias
+        np.testing.assert_allclose(got[start : start + 2], want, atol=2e-5)
+        means.append(mean)
+        variances.append(var)
+    np.testing.assert_allclose(norm.mean[...], 0.9 * before + 0.1 * np.mean(means, 0), rtol=1e-5)
+
+
+def test_groups_make_four_devices_equal_to_one():
+    x = jnp.asarray(images())
+    norm = with_weights(BatchNorm(6, group_images=2))
+    graphdef, state = nnx.split(norm)
+
+    def step(state, x):
+        norm = nnx.merge(graphdef, state)
+        y = norm(x)
+        return y, nnx.state(norm)
+
+    one, state_one = jax.jit(step)(state, x)
+    four, state_four = jax.pmap(step, in_axes=(None, 0))(state, x.reshape(4, 2, *x.shape[1:]))
+    np.testing.assert_allclose(four.reshape(x.shape), one, rtol=1e-6, atol=1e-6)
+    for a, b in zip(jax.tree.leaves(state_one), jax.tree.leaves(state_four), strict=True):
+        np.testing.assert_allclose(a, np.mean(b, 0), rtol=1e-6, atol=1e-6)
+
+
+def test_axis_name_takes_statistics_over_devices():
+    x = jnp.asarray(images())
+    graphdef, state = nnx.split(with_weights(BatchNorm(6, axis_name="batch")))
+    shared = jax.pmap(
+        lambda state, x: nnx.merge(graphdef, state)(x), axis_name="batch", in_axes=(None, 0)
+    )(state, x.reshape(4, 2, *x.shape[1:]))
+    np.testing.assert_allclose(
+        shared.reshape(x.shape), with_weights(BatchNorm(6))(x), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_large_means_do_not_cancel_the_variance():
+    x = images(mean=3000.0)
+    norm = BatchNorm(6)
+    norm.mean[...] = jnp.full(6, 3001.0)  # as training leaves it
+    want = (x - x.mean((0, 1, 2), np.float64)) / np.sqrt(x.var((0, 1, 2), np.float64) + 1e-5)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), want, atol=2e-3)
+
+
+def test_half_precision_keeps_its_dtype_and_float32_statistics():
+    x = jnp.asarray(images())
+    norm, exact = BatchNorm(6), BatchNorm(6)
+    got = norm(x.astype(jnp.bfloat16))
+    assert got.dtype == jnp.bfloat16
+    assert norm.mean[...].dtype == jnp.float32
+    np.testing.assert_allclose(got.astype(jnp.float32), exact(x), atol=0.03)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"batch of 8 images [(]per device[)] is not a multiple"):
+        BatchNorm(6, group_images=3)(jnp.asarray(images()))
+    with pytest.raises(ValueError, match="group_images must be at least 1, got 0"):
+        BatchNorm(6, group_images=0)
+    with pytest.raises(ValueError, match="exclude each other"):
+        BatchNorm(6, group_images=2, axis_name="batch")

@@ -1,0 +1,166 @@
+"""Every network of the zoo, made small: forward, backward, features, odd sizes, dtypes, folding."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lrnet_jax
+from lrnet_jax.model_zoo import create_from_variant
+
+SMALL = {"depths": (2, 1), "width": 6, "stage_channels": (16, 24), "stem_channels": 12}
+SMALL |= {"kernel_size": 3, "stem_kernel_size": 3, "full_image_pool": (2, 1), "prior_hidden": 8}
+
+
+def images(*shape):
+    return jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+
+
+def small(name, **fields):
+    return dataclasses.replace(lrnet_jax.get_variant(name), **SMALL | fields)
+
+
+def create(variant, num_classes=5):
+    return create_from_variant(variant, num_classes, nnx.Rngs(0))
+
+
+def paths(state):
+    leaves = jax.tree.leaves_with_path(nnx.to_pure_dict(state))
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+CASES = {name: small(name) for name in lrnet_jax.list_models() if "50" not in name}
+CASES |= {
+    "full image": small("lrnet26", scope="full", prior="table", image_size=21),
+    "remat, zero gamma, conv stem": small(
+        "lrnet26", remat=True, zero_gamma=True, stem="convolution", prior="none"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "101" not in name])
+def test_forward_backward_and_features(name):
+    variant = CASES[name]
+    model = create(variant)
+    # Scales that start at zero would hide the gradients behind them.
+    for _, norm in nnx.iter_modules(model):
+        if isinstance(norm, lrnet_jax.layers.BatchNorm):
+            norm.scale[...] = jnp.ones_like(norm.scale[...])
+    x, cotangent = images(2, 21, 21, 3), images(2, 5)
+
+    @nnx.jit
+    def gradients(model, x):
+        def loss(model):
+            features = model.features(x)
+            return jnp.sum(model(x) * cotangent), features
+
+        return nnx.grad(loss, has_aux=True)(model)
+
+    before = paths(nnx.state(model, nnx.BatchStat))
+    grads, features = gradients(model, x)
+    stem = 21 if variant.stem.endswith("_small") else 11
+    sizes = [stem, (stem + 1) // 2 if stem == 11 else stem]
+    sizes.append((sizes[-1] + 1) // 2)
+    assert {name: map_.shape for name, map_ in features.items()} == {
+        f"res{i + 1}": (2, size, size, channels)
+        for i, (size, channels) in enumerate(zip(sizes, (12, 16, 24), strict=True))
+    }
+    for path, gradient in paths(grads).items():
+        assert np.isfinite(gradient).all(), path
+        # A softmax does not change when all its logits do: these biases never learn.
+        if not path.endswith(("prior.output.bias", "phi.bias")):
+            assert np.abs(gradient).max() > 1e-7, path
+    for path, after in paths(nnx.state(model, nnx.BatchStat)).items():
+        assert not np.array_equal(after, before[path]), path
+
+
+def test_state_is_parameters_and_statistics_only_in_float32():
+    model = create(CASES["lrnet26_nl"])
+    kinds = {type(v) for v in jax.tree.leaves(nnx.state(model), is_leaf=is_variable)}
+    assert kinds == {nnx.Param, nnx.BatchStat}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(nnx.state(model))} == {"float32"}
+
+
+def is_variable(value):
+    return isinstance(value, nnx.Variable)
+
+
+@pytest.mark.parametrize("name", ["lrnet50", "lrnet101", "resnet101", "lrnet18"])
+@pytest.mark.parametrize("size", [(224, 224), (97, 130)])
+def test_full_networks_trace_at_any_size(name, size):
+    def logits():
+        model = lrnet_jax.create_model(name, num_classes=7, rngs=nnx.Rngs(0))
+        return model(jnp.zeros((2, *size, 3)))
+
+    out = nnx.eval_shape(logits)
+    assert (out.shape, out.dtype) == ((2, 7), jnp.float32)
+
+
+def evaluate(model, x):
+    model.eval()
+    return np.asarray(nnx.jit(lambda model, x: model(x))(model, x))
+
+
+def trained(variant, x):
+    """A network whose running averages and priors are those of no fresh network."""
+    model = create(variant)
+    rng = np.random.default_rng(1)
+    for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        if "prior" in path:
+            leaf[...] = leaf[...] + jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32)
+    model(x)
+    return model
+
+
+@pytest.mark.parametrize("scope", ["local", "full"])
+def test_folding_keeps_logits_and_can_be_rebuilt(scope):
+    variant = small("lrnet26", scope=scope, image_size=16, depths=(1, 1))
+    x = images(2, 16, 16, 3)
+    model = trained(variant, x)
+    folded = lrnet_jax.fold_priors(model)
+    want = evaluate(model, x)
+    np.testing.assert_allclose(evaluate(folded, x), want, rtol=1e-5, atol=1e-5)
+
+    assert model.variant.prior == "network"  # the original stays trainable
+    assert any("prior.hidden" in path for path in paths(nnx.state(model)))
+    assert not any("prior.hidden" in path for path in paths(nnx.state(folded)))
+    rebuilt = create(folded.variant)
+    nnx.update(rebuilt, nnx.state(folded))
+    np.testing.assert_array_equal(evaluate(rebuilt, x), evaluate(folded, x))
+
+
+def test_bfloat16_is_close_to_float32():
+    x = images(2, 16, 16, 3)
+    variant = small("lrnet26", depths=(1, 1))
+    exact = trained(variant, x)
+    half = create(dataclasses.replace(variant, dtype="bfloat16"))
+    nnx.update(half, nnx.state(exact))
+    a, b = evaluate(exact, x), evaluate(half, x)
+    assert b.dtype == np.float32
+    assert half.features(x)["res3"].dtype == jnp.bfloat16
+    assert not np.array_equal(a, b)
+    np.testing.assert_allclose(a, b, atol=0.05 * np.abs(a).max())
+
+
+def test_groups_of_images_reach_every_batch_norm():
+    variant = small("resnet26", batch_norm_images=2, depths=(1, 1))
+    model = create(variant)
+    x = images(4, 9, 9, 3)
+    whole = model(x)
+    np.testing.assert_allclose(model(x[2:]), whole[2:], rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="batch of 3 images"):
+        model(x[:3])
+
+
+def test_errors():
+    model = create(small("resnet26"))
+    with pytest.raises(ValueError, match=r"images must be \(B, H, W, 3\), got \(8, 8, 3\)"):
+        model(jnp.zeros((8, 8, 3)))
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        create(small("resnet26"), 0)
+    full = create(small("lrnet26", scope="full"))
+    with pytest.raises(ValueError, match="image_size to the network"):
+        lrnet_jax.fold_priors(full)
