@@ -1,0 +1,92 @@
+"""Channel transformations (CT, the paper's name for 1x1 convolutions) and how weights start."""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+
+def channel_transformation(
+    in_features: int,
+    out_features: int,
+    *,
+    use_bias: bool = False,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """A linear map of the channels, the same at every pixel: (..., in) -> (..., out).
+
+    A matrix product on the last axis rather than a convolution: on NHWC arrays it needs no
+    transposition, and XLA:CPU runs it forwards and backwards as plain matrix products.
+
+    Args:
+      in_features: channels of the input.
+      out_features: channels of the output.
+      use_bias: off wherever batch normalisation follows, which would cancel a bias.
+      dtype: of the computation; parameters are float32.
+      rngs: where the initial weights come from.
+    """
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=use_bias,
+        dtype=dtype,
+        kernel_init=he_normal,
+        bias_init=zeros,
+        rngs=rngs,
+    )
+
+
+def he_normal(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """N(0, 2 / fan_in) for a kernel whose last axis is the output features (He et al., 2015)."""
+    return normal(key, shape, dtype, stddev=math.sqrt(2 / math.prod(shape[:-1])))
+
+
+def normal(
+    key: jax.Array,
+    shape: Sequence[int],
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    stddev: float,
+) -> jax.Array:
+    """N(0, stddev^2)."""
+    return _draw(jax.random.normal, key, shape, dtype, stddev)
+
+
+def uniform(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """U(-1, 1)."""
+    return _draw(functools.partial(jax.random.uniform, minval=-1.0), key, shape, dtype, 1.0)
+
+
+def zeros(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Zeros for a bias; jnp.zeros would be compiled for every shape."""
+    del key
+    return jax.device_put(np.zeros(shape, dtype))
+
+
+def _draw(
+    sampler: Callable[..., jax.Array],
+    key: jax.Array,
+    shape: Sequence[int],
+    dtype: jnp.dtype,
+    factor: float,
+) -> jax.Array:
+    """Draws 4^n >= 4096 numbers and drops those that are too many.
+
+    XLA compiles a program for every size drawn, and compiling is nearly all that making a network
+    costs: LR-Net-50 has 60 shapes of weights, but six such sizes.
+    """
+    count = math.prod(shape)
+    size = 4096
+    while size < count:
+        size *= 4
+    draws = sampler(key, (size,), dtype)
+    if isinstance(draws, jax.core.Tracer):  # within jit or eval_shape
+        return (draws[:count] * factor).reshape(shape)
+    # numpy, because the three operations above would each be compiled for every shape.
+    kept = np.asarray(draws)[:count] * np.asarray(factor, draws.dtype)
+    return jax.device_put(kept.reshape(shape))
