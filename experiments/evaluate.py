@@ -10,6 +10,7 @@ import dataclasses
 import json
 from typing import Any
 
+import jax
 from absl import flags
 
 import lrnet_jax
@@ -65,11 +66,15 @@ def evaluate_checkpoint(
             config, data=dataclasses.replace(config.data, data_dir=data_dir)
         )
     batch_size = batch_size or config.train.eval_batch_size
+    if batch_size % jax.device_count():
+        raise ConfigError(
+            f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
+        )
     dataset = open_data(config)
     functional, params, batch_stats = steps.split(model)
     step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
-    variables = steps.replicate((params, batch_stats))
-    result = evaluate(step, *variables, eval_batches(dataset, batch_size))
+    params, batch_stats = steps.replicate((params, batch_stats))
+    result = evaluate(step, params, batch_stats, eval_batches(dataset, batch_size))
     return {"step": metadata["step"], **result}
 
 

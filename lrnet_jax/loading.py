@@ -61,4 +61,3 @@ def load_checkpoint(
     params = {**stored["params"], "head": params["head"]}
     model = merge(functional.evaluate, params, stored["batch_stats"])
     return model, {**metadata, "num_classes": num_classes, "skipped": skipped}
-
