@@ -1,0 +1,82 @@
+"""Evaluates a checkpoint on its evaluation split.
+
+    python -m experiments.evaluate --checkpoint=runs/quickstart
+
+The checkpoint says how to build the network and which images it was trained on; on as many devices
+as the training run had, the numbers are the training run's own, bit for bit.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from absl import flags
+
+import lrnet_jax
+from experiments import command_line
+from experiments import config as configs
+from experiments.config import ConfigError
+from experiments.inputs import eval_batches, make_normalize, open_data
+from experiments.train import describe_result
+from lrnet_jax.training import steps
+from lrnet_jax.training.evaluation import evaluate
+
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "A workdir (its newest checkpoint), or one step of it."
+)
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Where prepared data sets lie here; the run's own place by default."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images per step over all devices; the run's own by default.", lower_bound=1
+)
+
+
+def main() -> None:
+    """Entry point."""
+    if not _CHECKPOINT.value:
+        raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
+    result = evaluate_checkpoint(
+        _CHECKPOINT.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value
+    )
+    print(describe_result(result))
+    print(json.dumps(result))
+
+
+def evaluate_checkpoint(
+    path: str, *, data_dir: str | None = None, batch_size: int | None = None
+) -> dict[str, Any]:
+    """Top-1, top-5 and loss of a checkpoint on the whole evaluation split.
+
+    Args:
+      path: a workdir or a step directory.
+      data_dir: where the data set lies, if not where the run had it.
+      batch_size: images per step over all devices, if not the run's.
+
+    Raises:
+      CheckpointError: it cannot be read.
+      ConfigError: its configuration cannot be evaluated here.
+      FileNotFoundError: the data set is not on this machine.
+    """
+    model, metadata = lrnet_jax.load_checkpoint(path)
+    config = configs.from_dict(metadata["config"])
+    if data_dir is not None:
+        config = dataclasses.replace(
+            config, data=dataclasses.replace(config.data, data_dir=data_dir)
+        )
+    batch_size = batch_size or config.train.eval_batch_size
+    if batch_size % jax.device_count():
+        raise ConfigError(
+            f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
+        )
+    dataset = open_data(config)
+    functional, params, batch_stats = steps.split(model)
+    step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
+    params, batch_stats = steps.replicate((params, batch_stats))
+    result = evaluate(step, params, batch_stats, eval_batches(dataset, batch_size))
+    return {"step": metadata["step"], **result}
+
+
+if __name__ == "__main__":
+    command_line.run(main)

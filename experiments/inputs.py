@@ -1,0 +1,51 @@
+"""From a configuration to images on the device: the same for training and evaluation."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+
+from experiments.config import Config, ConfigError
+from lrnet_jax.data import open_dataset
+from lrnet_jax.data.augment import augment, normalize
+from lrnet_jax.data.dataset import Batch, Dataset
+
+
+def open_data(config: Config) -> Dataset:
+    """Opens the configured data set.
+
+    Raises:
+      ConfigError: no such data set, or it cannot be had as asked for.
+      FileNotFoundError: it is not on this machine; says how to get it.
+    """
+    try:
+        return open_dataset(
+            config.data.name, data_dir=config.data.data_dir, image_size=config.data.image_size
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+
+
+def make_normalize(config: Config, dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+    """Images uint8 -> normalised, in the dtype of the network's activations."""
+    return functools.partial(
+        normalize, mean=dataset.mean, std=dataset.std, dtype=config.model.dtype
+    )
+
+
+def make_augment(
+    config: Config, dataset: Dataset
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Images uint8, positions in the global batch, key -> augmented and normalised images."""
+    finish = make_normalize(config, dataset)
+
+    def prepare(images: jax.Array, index: jax.Array, key: jax.Array) -> jax.Array:
+        return finish(augment(images, index, key, flip=config.data.flip, shift=config.data.shift))
+
+    return prepare
+
+
+def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
+    """The evaluation split as the evaluation step takes it."""
+    for batch in dataset.eval_batches(batch_size):
+        yield {name: batch[name] for name in ("image", "label", "mask")}

@@ -1,0 +1,11 @@
+"""Named configurations, one module a family; each is the lab note of its experiment.
+
+`RECIPES` maps a name to its configuration. A recipe is found under the name that stands in it.
+"""
+
+from experiments.config import Config
+from experiments.recipes import imagenet, quickstart
+
+RECIPES: dict[str, Config] = {
+    config.recipe: config for family in (imagenet, quickstart) for config in family.CONFIGS
+}

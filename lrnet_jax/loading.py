@@ -1,0 +1,63 @@
+"""From a checkpoint on disk to a network in memory."""
+
+import pathlib
+from typing import Any
+
+from flax import nnx
+
+from lrnet_jax.model_zoo import create_from_variant
+from lrnet_jax.networks import Network
+from lrnet_jax.training import checkpoints
+from lrnet_jax.training.checkpoints import CheckpointError
+from lrnet_jax.training.steps import merge, split
+from lrnet_jax.variant import Variant
+
+HEAD = "params/head/"
+
+
+def load_checkpoint(
+    path: str | pathlib.Path, num_classes: int | None = None, *, rngs: nnx.Rngs | None = None
+) -> tuple[Network, dict[str, Any]]:
+    """Builds the network of a checkpoint, with its weights, in evaluation mode.
+
+        model, metadata = load_checkpoint("runs/lrnet50")
+        model, _ = load_checkpoint("runs/lrnet50", num_classes=37)      # a fresh head
+
+    Args:
+      path: a workdir (its newest checkpoint) or one step directory of it.
+      num_classes: None for the checkpoint's own. Another number gives a fresh head; the
+        checkpoint's is left out.
+      rngs: of the fresh head; Rngs(0) by default.
+
+    Returns:
+      The network on the first local device, and the checkpoint's metadata: network, variant,
+      num_classes, class_names, mean and std of the images (0 to 255), image_size, step, config.
+      "skipped" lists what of the checkpoint was left out.
+
+    Raises:
+      CheckpointError: there is none, it is damaged, or it is not one of ours.
+    """
+    folder = checkpoints.find_step(path)
+    metadata = checkpoints.read_metadata(folder)
+    try:
+        variant = Variant(**metadata["variant"])
+        stored_classes = int(metadata["num_classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {folder} describes a network that this version cannot build: {error}"
+        ) from error
+
+    abstract = nnx.eval_shape(lambda: create_from_variant(variant, stored_classes, nnx.Rngs(0)))
+    functional, params, batch_stats = split(abstract)
+    like = {"params": params, "batch_stats": batch_stats}
+    stored = checkpoints.read_model(folder, like)
+    if num_classes is None or num_classes == stored_classes:
+        model = merge(functional.evaluate, stored["params"], stored["batch_stats"])
+        return model, {**metadata, "skipped": []}
+
+    model = create_from_variant(variant, num_classes, rngs or nnx.Rngs(0))
+    functional, params, _ = split(model)
+    skipped = [name for name in checkpoints.flatten(stored) if name.startswith(HEAD)]
+    params = {**stored["params"], "head": params["head"]}
+    model = merge(functional.evaluate, params, stored["batch_stats"])
+    return model, {**metadata, "num_classes": num_classes, "skipped": skipped}

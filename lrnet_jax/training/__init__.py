@@ -1,0 +1,1 @@
+"""Optimiser, training and evaluation steps, checkpoints, reporting."""

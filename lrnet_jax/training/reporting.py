@@ -1,0 +1,124 @@
+"""What a run tells: a progress bar with ETA, a JSONL file, TensorBoard."""
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any, TextIO
+
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class Reporter:
+    """Writes metrics of a run; all of it is flushed at each call, none of it is ever rewritten.
+
+    On a terminal there is one progress bar; elsewhere (a log file, CI) plain lines, one a call of
+    `progress`, with the time left.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        total_steps: int,
+        first_step: int = 0,
+        stream: TextIO | None = None,
+    ) -> None:
+        """Opens the files of a workdir.
+
+        Args:
+          workdir: where metrics.jsonl and the TensorBoard files go.
+          total_steps: of the whole run, for the ETA.
+          first_step: where this process takes over (0, or the step resumed from). Records of
+            later steps, which a stopped process wrote after its last checkpoint, are dropped from
+            the JSONL file: each step stands in it once.
+          stream: where progress is shown; standard error by default.
+        """
+        self._stream = stream if stream is not None else sys.stderr
+        self._total, self._first = total_steps, first_step
+        self._start = time.monotonic()
+        self._path = workdir / METRICS
+        _keep_until(self._path, first_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        self._bar = None
+        if self._stream.isatty():
+            self._bar = tqdm(
+                total=total_steps, initial=first_step, unit="step", file=self._stream,
+                dynamic_ncols=True, smoothing=0.05,
+            )  # fmt: skip
+
+    def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Records values of a step, "train" or "eval", as JSONL and in TensorBoard."""
+        values = {name: _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def progress(self, step: int, text: str) -> None:
+        """Shows where the run is. `text` is short: the figures of the moment."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            self._bar.set_postfix_str(text)
+            return
+        spent = time.monotonic() - self._start
+        done = step - self._first
+        left = spent / done * (self._total - step) if done else 0.0
+        self.line(
+            f"step {step}/{self._total} {100 * step / self._total:3.0f} %  {text}  "
+            f"{done / spent if spent else 0:.2f} step/s  {duration(left)} left"
+        )
+
+    def line(self, text: str) -> None:
+        """Prints a line without breaking the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if self._bar is not None:
+            self._bar.close()
+        self._file.close()
+        self._board.close()
+
+
+def duration(seconds: float) -> str:
+    """A time as a person says it: 45 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600:02d} h"
+
+
+def _plain(value: Any) -> int | float:
+    value = np.asarray(value).item()
+    if isinstance(value, int | float):
+        return value
+    raise TypeError(f"a metric must be a number, got {value!r}")
+
+
+def _keep_until(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            record = json.loads(text)
+        except ValueError:  # the line that a killed process was writing
+            continue
+        if record["step"] <= step:
+            kept.append(text)
+    spare = path.with_suffix(".tmp")
+    spare.write_text("".join(f"{text}\n" for text in kept))
+    spare.replace(path)

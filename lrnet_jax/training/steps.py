@@ -1,0 +1,243 @@
+"""One training step and one evaluation step, as pure functions of arrays.
+
+They know nothing of pmap but the name of its axis: the caller wraps them (`parallel` below is the
+one line that does), and a test or a notebook can call them under plain vmap.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+AXIS = "batch"  # the axis of collectives: the devices
+
+Batch = dict[str, Any]
+Tree = Any  # a nested dict of arrays
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training changes, in plain nested dicts.
+
+    Attributes:
+      step: int32 scalar, how many steps were taken. With the global batch size it is also the
+        position in the data.
+      params: float32 weights.
+      batch_stats: float32 running mean and variance of every BatchNorm.
+      opt_state: the optimiser's.
+      rng: uint32 key data; step n draws from fold_in(rng, n).
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: optax.OptState
+    rng: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Functional:
+    """A network as functions of its arrays.
+
+    Attributes:
+      train: graph definition with BatchNorm in training mode.
+      evaluate: the same with running statistics.
+    """
+
+    train: nnx.GraphDef[Any]
+    evaluate: nnx.GraphDef[Any]
+
+    def apply_train(
+        self, params: Tree, batch_stats: Tree, images: jax.Array
+    ) -> tuple[jax.Array, Tree]:
+        """Logits with batch statistics, and the updated running statistics."""
+        model = merge(self.train, params, batch_stats)
+        logits = model(images)
+        return logits, to_dict(nnx.state(model, nnx.BatchStat))
+
+    def apply(self, params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
+        """Logits with running statistics."""
+        return merge(self.evaluate, params, batch_stats)(images)
+
+
+def split(model: nnx.Module) -> tuple[Functional, Tree, Tree]:
+    """A network as (functions, params, batch_stats); the arrays are plain nested dicts."""
+    model.eval()
+    evaluate = nnx.graphdef(model)
+    model.train()
+    train = nnx.graphdef(model)
+    params, batch_stats = nnx.state(model, nnx.Param, nnx.BatchStat)
+    return Functional(train, evaluate), to_dict(params), to_dict(batch_stats)
+
+
+def to_dict(state: nnx.State) -> Tree:
+    """An NNX state as plain nested dicts with string keys, as a checkpoint holds them."""
+
+    def with_string_keys(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {str(key): with_string_keys(value) for key, value in tree.items()}
+        return tree
+
+    return with_string_keys(nnx.to_pure_dict(state))
+
+
+def merge(graphdef: nnx.GraphDef[Any], *trees: Tree) -> Any:
+    """The network of a graph definition with the arrays of plain dicts (see `to_dict`)."""
+    return nnx.merge(graphdef, *(nnx.restore_int_paths(tree) for tree in trees))
+
+
+def init_state(
+    params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+    """The state before the first step."""
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        rng=jax.random.key_data(jax.random.key(seed)),
+    )
+
+
+def train_step(
+    functional: Functional,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    label_smoothing: float = 0.0,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds the training step of one device.
+
+    Args:
+      functional: the network.
+      optimizer: from `optimizer.sgd`, or any other of optax.
+      schedule: only to report the rate.
+      augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. Draws
+        per position in the global batch, so that a batch is augmented alike on any devices.
+      label_smoothing: 0 in the paper's recipes.
+
+    Returns:
+      (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
+      index. Metrics are float32 scalars, averaged over the devices.
+    """
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        images = augment(batch["image"], batch["index"], key)
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+            logits, batch_stats = functional.apply_train(params, state.batch_stats, images)
+            targets = optax.smooth_labels(
+                jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing
+            )
+            loss = optax.softmax_cross_entropy(logits, targets).mean()
+            return loss, (logits, batch_stats)
+
+        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        # Shares are of equal size, so the mean over devices is the mean over the global batch.
+        # Running statistics are averaged too: one state, whatever device is asked for it.
+        grads, batch_stats, loss, accuracy = jax.lax.pmean(
+            (grads, batch_stats, loss, accuracy), AXIS
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        new_state = TrainState(
+            step=state.step + 1,
+            params=optax.apply_updates(state.params, updates),
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            rng=state.rng,
+        )
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        }
+        return new_state, metrics
+
+    return step
+
+
+def eval_step(
+    functional: Functional, normalize: Callable[[jax.Array], jax.Array]
+) -> Callable[[tuple[Tree, Tree], Batch], dict[str, jax.Array]]:
+    """Builds the evaluation step of one device.
+
+    Args:
+      functional: the network.
+      normalize: images uint8 -> normalised float images.
+
+    Returns:
+      ((params, batch_stats), batch) -> sums over the unmasked images of all devices: count, top1
+      and top5 (int32) and loss (float32). The batch holds image, label and mask.
+    """
+
+    def step(variables: tuple[Tree, Tree], batch: Batch) -> dict[str, jax.Array]:
+        logits = functional.apply(*variables, normalize(batch["image"]))
+        labels, mask = batch["label"], batch["mask"]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        # The label's rank. A class tied with it counts as ahead, so that a network whose logits
+        # are all equal (or NaN, which no comparison passes) scores nothing.
+        ahead = jnp.sum(~(logits < own), axis=-1) - 1
+        sums = {
+            "count": jnp.sum(mask, dtype=jnp.int32),
+            "top1": jnp.sum(mask & (ahead < 1), dtype=jnp.int32),
+            "top5": jnp.sum(mask & (ahead < 5), dtype=jnp.int32),
+            "loss": jnp.sum(jnp.where(mask, losses, 0)),
+        }
+        return jax.lax.psum(sums, AXIS)
+
+    return step
+
+
+def parallel(step: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+    """`step(state, batch)` on all devices: one state for all, the batch split on axis 0.
+
+    State and results are never stacked: they come and go as single, replicated arrays.
+    """
+    return jax.pmap(
+        step,
+        axis_name=AXIS,
+        in_axes=(None, 0),
+        out_axes=None,
+        donate_argnums=(0,) if donate else (),
+    )
+
+
+def replicate(tree: Tree) -> Tree:
+    """Copies a tree of host or device arrays onto every local device."""
+    sharding = jax.sharding.NamedSharding(_local_mesh(), jax.sharding.PartitionSpec())
+    return jax.device_put(tree, sharding)
+
+
+def shard(batch: Batch) -> Batch:
+    """Sends a host batch to the local devices, split on axis 0: (b, ...) -> (n, b / n, ...).
+
+    Raises:
+      ValueError: b is not divisible by the number of local devices. (pmap itself would silently
+        use fewer devices for a shorter leading axis.)
+    """
+    devices = jax.local_device_count()
+    sharding = jax.sharding.NamedSharding(_local_mesh(), jax.sharding.PartitionSpec(AXIS))
+    size = len(next(iter(batch.values())))
+    if size % devices:
+        raise ValueError(f"a batch of {size} cannot be split over {devices} devices")
+    shares = {
+        name: np.reshape(array, (devices, size // devices, *array.shape[1:]))
+        for name, array in batch.items()
+    }
+    return jax.device_put(shares, sharding)
+
+
+def _local_mesh() -> jax.sharding.Mesh:
+    return jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
