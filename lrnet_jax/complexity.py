@@ -69,7 +69,7 @@ def count(
 
     for index, layer in enumerate(variant.stem_layers()):
         grid = add(f"stem.{index}", layer, grid)
-    grid = _strided(grid, variant.stem_strides)  # the pool
+    grid = _strided(grid, 2 if variant.stem_pool else 1)
 
     for block in variant.blocks():
         name = f"stages.{block.stage}.{block.index}"

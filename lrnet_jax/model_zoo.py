@@ -16,7 +16,14 @@ _RESNET26 = Variant(
     operator="convolution", stem="convolution", kernel_size=3, width=64, depths=(2, 2, 2, 2)
 )
 _LRNET26 = Variant(width=101)
-_SMALL = Variant(depths=(2, 2, 2), stage_channels=64, stem_channels=32, stem_kernel_size=5)
+_SMALL = Variant(
+    depths=(2, 2),
+    width=32,
+    stage_channels=96,
+    stem_channels=32,
+    stem_kernel_size=5,
+    stem_pool=False,
+)
 
 
 # Widths are the paper's: they make the networks equal in computation (Tables 3, 7 and 8).
@@ -33,9 +40,13 @@ _ZOO = {
     "nl26": dataclasses.replace(_RESNET26, operator="non_local", width=110),
     "resnet26_nl": dataclasses.replace(_RESNET26, non_local_blocks=True),
     "lrnet26_nl": dataclasses.replace(_LRNET26, width=102, non_local_blocks=True),
-    "lrnet_small": dataclasses.replace(_SMALL, stem="local_relation_small", width=24),
+    "lrnet_small": _SMALL,
     "resnet_small": dataclasses.replace(
-        _SMALL, operator="convolution", stem="convolution_small", kernel_size=3, width=16
+        _SMALL,
+        operator="convolution",
+        stem="convolution",
+        kernel_size=3,
+        width=16,
     ),
 }
 

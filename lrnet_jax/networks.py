@@ -46,7 +46,7 @@ class Network(nnx.Module):
             grid = _strided(grid, layer.strides)
             layers.append(Normalized(variant, layer, grid, rngs))
         self.stem = nnx.List(layers)
-        grid = _strided(grid, variant.stem_strides)
+        grid = _strided(grid, 2 if variant.stem_pool else 1)
 
         stages: list[list[Block]] = [[] for _ in variant.depths]
         for plan in variant.blocks():
@@ -82,7 +82,7 @@ class Network(nnx.Module):
         for layer in self.stem:
             x = jax.nn.relu(layer(x))
         features = {"res1": x}
-        if self.variant.stem_strides == 2:
+        if self.variant.stem_pool:
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stages):
             for block in blocks:

@@ -15,7 +15,7 @@ from pallas_kernels.spec import Normalization, Similarity
 
 Block = Literal["bottleneck", "basic"]
 Operator = Literal["local_relation", "convolution", "depthwise", "non_local"]
-Stem = Literal["local_relation", "convolution", "local_relation_small", "convolution_small"]
+Stem = Literal["local_relation", "convolution"]
 Scope = Literal["local", "full"]
 Kind = Literal["channel_transformation", Operator, "full_image"]
 
@@ -35,9 +35,9 @@ class Variant:
       width: channels of the operators in the first stage; doubles with each stage.
       stage_channels: channels of the residual stream, one number for each stage, or the first
         stage's, which doubles. None: 256 for bottleneck and 64 for basic blocks.
-      stem: "local_relation" (CT, local relation of stride 2, 3x3 max pool of stride 2),
-        "convolution" (convolution of stride 2, the same pool), or for small images
-        "local_relation_small" and "convolution_small" (stride 1, no pool).
+      stem: "local_relation" (CT, local relation) or "convolution".
+      stem_strides: of the stem's spatial layer; 1 for small images.
+      stem_pool: whether a 3x3 max pool of stride 2 follows; not for small images.
       stem_channels: channels of the stem.
       stem_kernel_size: odd kernel size of the stem.
       stem_channels_per_group: m of the stem's local relation, whose query and key are scalars
@@ -72,6 +72,8 @@ class Variant:
     width: int = 101
     stage_channels: tuple[int, ...] | int | None = None
     stem: Stem = "local_relation"
+    stem_strides: int = 2
+    stem_pool: bool = True
     stem_channels: int = 64
     stem_kernel_size: int = 7
     stem_channels_per_group: int = 8
@@ -134,11 +136,6 @@ class Variant:
         return self.scope == "full" or self.operator == "non_local" or self.non_local_blocks
 
     @property
-    def stem_strides(self) -> int:
-        """Stride of the stem's convolution or local relation, and of its pool if it has one."""
-        return 1 if self.stem.endswith("_small") else 2
-
-    @property
     def channels(self) -> tuple[int, ...]:
         """Channels of the residual stream at each stage."""
         if isinstance(self.stage_channels, tuple):
@@ -154,7 +151,7 @@ class Variant:
             "strides": self.stem_strides,
             "kernel_size": self.stem_kernel_size,
         }
-        if self.stem.startswith("convolution"):
+        if self.stem == "convolution":
             return (Layer("convolution", **{**spatial, "in_features": self.in_channels}),)
         return (
             Layer("channel_transformation", self.in_channels, self.stem_channels),
@@ -280,6 +277,7 @@ def _check_numbers(variant: Variant) -> None:
             check_positive("stage_channels", number)
     for name in (
         "width",
+        "stem_strides",
         "stem_channels",
         "stem_channels_per_group",
         "query_key_dim",

@@ -87,7 +87,8 @@ def test_close_closes_the_source_and_may_come_twice():
         finally:
             closed.set()
 
-    ready = prefetch(batches(), lambda x: x)
+    source = batches()  # kept, lest its end be that of the garbage
+    ready = prefetch(source, lambda x: x)
     next(ready)
     ready.close()
     ready.close()

@@ -1,0 +1,65 @@
+"""From the bytes of one image to a crop, with Pillow: the recipes of training and evaluation."""
+
+import io
+import math
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the full image
+
+AREA = (0.08, 1.0)
+RATIO = (3 / 4, 4 / 3)
+TRIES = 10
+EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side of the image
+
+
+def decode(encoded: bytes) -> Image.Image:
+    """Decodes a JPEG, PNG or other image that Pillow knows, to RGB."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        return image.convert("RGB")
+
+
+def crop(image: Image.Image, box: Box, image_size: int) -> np.ndarray:
+    """Cuts `box` out and resizes it to (image_size, image_size, 3) uint8, bicubic.
+
+    One resampling from the full image; the filter widens when it reduces (antialiasing).
+    """
+    size = (image_size, image_size)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
+
+
+def random_resized_box(width: int, height: int, random: np.random.Generator) -> Box:
+    """A random box of 8 to 100 % of the area and a ratio of 3/4 to 4/3, as in Inception.
+
+    Area is uniform, ratio uniform in its logarithm, place uniform. After ten boxes that do not fit
+    the image, the largest central box whose ratio is allowed.
+
+    Source: paper, section 5 (augmentation as in its reference [42]); Szegedy et al., "Going deeper
+    with convolutions", section 6.
+    """
+    for _ in range(TRIES):
+        area = width * height * random.uniform(*AREA)
+        ratio = math.exp(random.uniform(math.log(RATIO[0]), math.log(RATIO[1])))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(random.integers(0, width - box_width + 1))
+            top = int(random.integers(0, height - box_height + 1))
+            return left, top, left + box_width, top + box_height
+    box_width = min(width, round(height * RATIO[1]))
+    box_height = min(height, round(width / RATIO[0]))
+    left, top = (width - box_width) // 2, (height - box_height) // 2
+    return left, top, left + box_width, top + box_height
+
+
+def central_box(width: int, height: int) -> Box:
+    """The central square, its side 224/256 of the shorter side.
+
+    Resizing it to S is resizing the shorter side to S * 256 / 224 and cutting S x S from the
+    centre, in one resampling.
+
+    Source: paper, section 5 (single centre crop).
+    """
+    side = min(width, height) * EVAL_FRACTION
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side

@@ -1,0 +1,221 @@
+"""Finds a data set that TFDS has prepared and checks that it is whole.
+
+Reads dataset_info.json, features.json and the shards; imports tensorflow_datasets but never
+TensorFlow.
+"""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+from PIL import Image
+
+from lrnet_jax.data import records
+from lrnet_jax.data.decode import decode
+from lrnet_jax.data.records import DamagedDatasetError, FileFormat, Records
+
+VERSION = re.compile(r"\d+\.\d+\.\d+")
+EVALUATION_SPLITS = ("validation", "test")
+
+
+class MissingDatasetError(FileNotFoundError):
+    """The data set is not on this machine; the message says how to get it."""
+
+
+class BadImageError(RuntimeError):
+    """One image cannot be read; the message says which."""
+
+
+class Example(NamedTuple):
+    """One labelled image, still encoded."""
+
+    encoded: bytes
+    label: int
+    file_name: str  # "" where the data set has none
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """A split of a prepared data set. Can be sent to other processes.
+
+    Attributes:
+      name: of the split.
+      records: its serialised examples.
+      image_key: name of the image feature.
+      label_key: name of the label feature.
+      num_classes: labels are in [0, num_classes).
+    """
+
+    name: str
+    records: Records
+    image_key: str
+    label_key: str
+    num_classes: int
+
+    def example(self, index: int) -> Example:
+        """Reads example `index`.
+
+        Raises:
+          BadImageError: the record is damaged or not what the features say.
+        """
+        file_name = ""
+        try:
+            features = _parse(self.records[index])
+            if "file_name" in features:
+                (file_name,) = (name.decode() for name in features["file_name"].bytes_list.value)
+            (encoded,) = features[self.image_key].bytes_list.value
+            (label,) = features[self.label_key].int64_list.value
+            if not 0 <= label < self.num_classes:
+                raise ValueError(f"label {label} is not in [0, {self.num_classes})")
+        except Exception as error:  # each reader has errors of its own
+            raise BadImageError(f"{self.describe(index, file_name)}: {error}") from error
+        return Example(encoded, label, file_name)
+
+    def decode(self, index: int, example: Example) -> Image.Image:
+        """Decodes example `index`, as read by `example`, to RGB.
+
+        Raises:
+          BadImageError: Pillow cannot.
+        """
+        try:
+            return decode(example.encoded)
+        except Exception as error:  # Pillow's plugins raise anything from OSError to SyntaxError
+            raise BadImageError(f"{self.describe(index, example.file_name)}: {error}") from error
+
+    def describe(self, index: int, file_name: str = "") -> str:
+        """Names an example: split, index, file name, shard."""
+        shard, position = self.records.locate(index)
+        path = self.records.paths[shard]
+        name = f" ({file_name})" if file_name else ""
+        return f"image {index}{name} of split {self.name}, record {position} of {path}"
+
+
+class Prepared(NamedTuple):
+    """A prepared data set, checked."""
+
+    train: Split
+    evaluation: Split
+    class_names: tuple[str, ...] | None
+
+
+def default_data_dir() -> str:
+    """Where TFDS looks: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    return os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+
+
+def find(name: str, data_dir: str | None, how_to_prepare: str) -> pathlib.Path:
+    """The folder of a prepared data set.
+
+    Args:
+      name: as TFDS writes it: "name", "name/config", with ":1.2.3" for a version other than the
+        newest.
+      data_dir: where to look; None for `default_data_dir`.
+      how_to_prepare: ends the message where it is not there.
+
+    Raises:
+      MissingDatasetError: there is none.
+    """
+    root = pathlib.Path(data_dir or default_data_dir()).expanduser()
+    plain, _, version = name.partition(":")
+    folder = root / plain
+    found = {
+        path.parent.name: path.parent
+        for path in folder.glob("*/dataset_info.json")
+        if VERSION.fullmatch(path.parent.name)
+    }
+    if not version and found:
+        return found[max(found, key=lambda text: tuple(map(int, text.split("."))))]
+    if version in found:
+        return found[version]
+    message = f"data set {name!r} is not prepared: looked for {folder}/{version or '<version>'}"
+    message += "/dataset_info.json" + (f", found versions {sorted(found)}" if found else "")
+    configs = sorted(
+        {str(p.parents[1].relative_to(root)) for p in folder.glob("*/*/dataset_info.json")}
+    )
+    if configs and not found:
+        message += f"; it has configurations, name one: {', '.join(configs)}"
+    raise MissingDatasetError(f"{message}\n{how_to_prepare}")
+
+
+def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Prepared:
+    """Opens a prepared data set, checking everything that can be checked without reading images.
+
+    Args:
+      folder: the one with dataset_info.json.
+      expected: images that splits must have; None for what dataset_info.json says.
+
+    Raises:
+      DamagedDatasetError: files are missing, cut short or contradict one another.
+      ValueError: it is not one of labelled images.
+    """
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(folder).info
+    file_format = info.file_format.value if info.file_format else "tfrecord"
+    if file_format not in ("array_record", "tfrecord"):
+        raise ValueError(
+            f"{folder} is in {file_format} format; prepare it with file_format=array_record"
+        )
+    image_key, label_key = _keys(tfds, folder, info.features)
+    names = info.features[label_key].names
+    num_classes = info.features[label_key].num_classes
+
+    def split(name: str) -> Split:
+        entry = info.splits[name]
+        count = (expected or {}).get(name, entry.num_examples)
+        if entry.num_examples != count:
+            raise DamagedDatasetError(
+                f"{folder}: split {name} has {entry.num_examples} images, it must have "
+                f"{count}; prepare it anew from complete files"
+            )
+        return Split(
+            name=name,
+            records=records.open_records(
+                [os.fspath(path) for path in entry.filepaths],
+                [int(length) for length in entry.shard_lengths],
+                cast(FileFormat, file_format),
+            ),
+            image_key=image_key,
+            label_key=label_key,
+            num_classes=num_classes,
+        )
+
+    evaluation = next((name for name in EVALUATION_SPLITS if name in info.splits), None)
+    if "train" not in info.splits or evaluation is None:
+        raise DamagedDatasetError(
+            f"{folder} has the splits {sorted(info.splits)}; train and one of "
+            f"{', '.join(EVALUATION_SPLITS)} are needed"
+        )
+    return Prepared(
+        train=split("train"),
+        evaluation=split(evaluation),
+        # TFDS makes up the names "0", "1", .. where a data set has none.
+        class_names=tuple(names) if names and names != _numbers(num_classes) else None,
+    )
+
+
+def _numbers(count: int) -> list[str]:
+    return [str(i) for i in range(count)]
+
+
+def _keys(tfds: Any, folder: pathlib.Path, features: Any) -> tuple[str, str]:
+    """Names of the one image and the one label."""
+    found: dict[str, list[str]] = {"Image": [], "ClassLabel": []}
+    for key, feature in features.items():
+        for kind, keys in found.items():
+            if type(feature) is getattr(tfds.features, kind):
+                keys.append(key)
+    if any(len(keys) != 1 for keys in found.values()):
+        raise ValueError(
+            f"{folder} must have one image and one label, its features are {dict(features)}"
+        )
+    return found["Image"][0], found["ClassLabel"][0]
+
+
+def _parse(record: bytes) -> Mapping[str, Any]:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    return cast(Mapping[str, Any], tf_example_pb2.Example.FromString(record).features.feature)

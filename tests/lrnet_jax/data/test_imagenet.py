@@ -1,0 +1,455 @@
+"""A miniature imagenet2012 as TFDS prepares it: stream, start-up checks, bad images, workers."""
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from lrnet_jax.data import (
+    BadImageError,
+    DamagedDatasetError,
+    MissingDatasetError,
+    imagenet,
+    open_dataset,
+    order,
+)
+from tests.lrnet_jax.data import miniature
+
+SIZE = 24
+
+
+@pytest.fixture(scope="module")
+def prepared_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    miniature.unpack(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def open_miniature(folder, **options):
+    options = {
+        "image_size": SIZE,
+        "num_workers": 0,
+        "expected_counts": miniature.EXPECTED,
+    } | options
+    return imagenet.open_prepared("imagenet2012", data_dir=str(folder), **options)
+
+
+@pytest.fixture(params=miniature.FORMATS)
+def dataset(prepared_dir, request):
+    return open_miniature(prepared_dir / request.param)
+
+
+@pytest.fixture
+def copy(prepared_dir, tmp_path):
+    """Copies a prepared set, for a test to damage."""
+
+    def copy_format(file_format):
+        shutil.copytree(prepared_dir / file_format, tmp_path / file_format)
+        return tmp_path / file_format / "imagenet2012" / "5.1.0"
+
+    return copy_format
+
+
+def take(iterator, count):
+    batches = list(itertools.islice(iterator, count))
+    iterator.close()
+    return batches
+
+
+def assert_same(got, want):
+    for one, other in zip(got, want, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_description(dataset):
+    assert (dataset.name, dataset.num_classes, dataset.image_size) == ("imagenet2012", 1000, SIZE)
+    assert (dataset.num_train, dataset.num_eval) == (miniature.TRAIN, miniature.VALIDATION)
+    assert dataset.class_names[:2] == ("n01440764", "n01443537")
+    np.testing.assert_allclose(dataset.mean, (123.675, 116.28, 103.53))
+    np.testing.assert_allclose(dataset.std, (58.395, 57.12, 57.375))
+
+
+def test_examples_are_those_of_the_tars(dataset):
+    """Bytes and labels against the images that the tars were made of."""
+    originals = {k: v for files in miniature.train_images().values() for k, v in files.items()}
+    found = [dataset.train.example(i) for i in range(dataset.num_train)]
+    assert {example.file_name for example in found} == set(originals)
+    for index, example in enumerate(found):
+        assert dataset.class_names[example.label] == example.file_name.partition("_")[0]
+        if example.file_name not in (miniature.CMYK, miniature.PNG):  # TFDS converts these
+            assert example.encoded == originals[example.file_name]
+        assert dataset.train.decode(index, example).mode == "RGB"
+    originals = miniature.validation_images()
+    for index in range(dataset.num_eval):
+        example = dataset.evaluation.example(index)
+        assert example.encoded == originals.pop(example.file_name)
+    assert not originals
+
+
+def test_both_formats_give_the_same_stream(prepared_dir):
+    array_record, tfrecord = (open_miniature(prepared_dir / name) for name in miniature.FORMATS)
+    assert_same(*(take(d.train_batches(4, seed=1), 6) for d in (array_record, tfrecord)))
+    assert_same(*(list(d.eval_batches(4)) for d in (array_record, tfrecord)))
+
+
+def test_train_batches(dataset):
+    batches = take(dataset.train_batches(4, seed=1), 9)  # two epochs of 18
+    assert {name: (x.shape, x.dtype.name) for name, x in batches[0].items()} == {
+        "image": ((4, SIZE, SIZE, 3), "uint8"),
+        "label": ((4,), "int32"),
+        "index": ((4,), "int32"),
+    }
+    assert batches[5]["index"].tolist() == [0, 1, 2, 3]
+    _, examples = order.training_examples(np.arange(36), 18, seed=1)
+    labels = [dataset.train.example(i).label for i in examples]
+    assert np.concatenate([batch["label"] for batch in batches]).tolist() == labels
+    # The crop of an image is drawn anew in each epoch.
+    images = np.concatenate([batch["image"] for batch in batches])
+    crops = {int(i): images[np.flatnonzero(examples == i)] for i in range(18)}
+    assert all((first != second).any() for first, second in crops.values())
+
+
+def test_a_crop_depends_on_seed_epoch_and_image_alone(dataset):
+    """The same image in another batch and row, or loaded by another process."""
+    one = take(dataset.train_batches(6, seed=2), 3)
+    other = take(dataset.train_batches(9, seed=2), 2)
+    images = [np.concatenate([batch["image"] for batch in batches]) for batches in (one, other)]
+    np.testing.assert_array_equal(*images)
+    parts = [
+        take(dataset.train_batches(6, seed=2, process_index=i, process_count=3), 3)
+        for i in range(3)
+    ]
+    for step, want in enumerate(one):
+        for name in want:
+            got = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(got, want[name])
+
+
+def test_resume_is_exact(dataset):
+    whole = take(dataset.train_batches(4, seed=1), 9)
+    assert_same(take(dataset.train_batches(4, seed=1, start_step=5), 4), whole[5:])
+
+
+def test_evaluation_sees_every_image_once(dataset):
+    batches = list(dataset.eval_batches(4))
+    assert len(batches) == 3
+    mask = np.concatenate([batch["mask"] for batch in batches])
+    assert mask.tolist() == [True] * 10 + [False] * 2
+    labels = [dataset.evaluation.example(i).label for i in range(10)]
+    assert np.concatenate([batch["label"] for batch in batches]).tolist() == [*labels, 0, 0]
+    assert np.concatenate([batch["index"] for batch in batches]).tolist() == list(range(12))
+    assert not batches[2]["image"][2:].any()
+    assert all(batch["image"].std() > 10 for batch in batches)
+    parts = [list(dataset.eval_batches(4, process_index=i, process_count=2)) for i in range(2)]
+    for step, want in enumerate(batches):
+        for name in want:
+            got = np.concatenate([part[step][name] for part in parts])
+            np.testing.assert_array_equal(got, want[name])
+
+
+def test_workers_do_not_change_the_stream(prepared_dir):
+    dataset = open_miniature(prepared_dir / "tfrecord")
+    workers = dataclasses.replace(dataset, num_workers=2)
+    want = take(dataset.train_batches(4, seed=1, start_step=2), 5)
+    assert_same(take(workers.train_batches(4, seed=1, start_step=2), 5), want)
+
+
+def damage(folder, split, file_name):
+    """Overwrites the start of an image in a TFRecord shard; the record keeps its length."""
+    (shard,) = (
+        path
+        for path in folder.glob(f"imagenet2012-{split}.*")
+        if file_name.encode() in path.read_bytes()
+    )
+    images = miniature.validation_images()
+    images |= {k: v for files in miniature.train_images().values() for k, v in files.items()}
+    data = shard.read_bytes()
+    at = data.index(images[file_name])
+    shard.write_bytes(data[:at] + b"no image" + data[at + 8 :])
+    return shard
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_bad_image_is_named(copy, num_workers):
+    folder = copy("tfrecord")
+    shard = damage(folder, "validation", "ILSVRC2012_val_00000003.JPEG")
+    dataset = open_miniature(folder.parents[1], num_workers=num_workers, tolerate_bad_images=9)
+    with pytest.raises(
+        BadImageError,
+        match=rf"image \d of split validation, record \d of {shard}: .* fails its checksum",
+    ):
+        list(dataset.eval_batches(4))
+
+
+def test_an_image_that_pillow_cannot_read_is_named(prepared_dir, monkeypatch):
+    dataset = open_miniature(prepared_dir / "array_record")
+    victim = dataset.train.example(11)
+    monkeypatch.setattr(type(dataset.train), "example", lambda *_: victim._replace(encoded=b"ha"))
+    with pytest.raises(
+        BadImageError,
+        match=rf"image 11 \({victim.file_name}\) of split train, record 2 of .*-00001-of-00002: "
+        "cannot identify",
+    ):
+        dataset.train.decode(11, dataset.train.example(11))
+
+
+def test_an_array_record_that_is_damaged_is_named(copy):
+    folder = copy("array_record")
+    shard = folder / "imagenet2012-validation.array_record-00001-of-00002"
+    data = bytearray(shard.read_bytes())
+    assert any(data[3000:3010]), "within an image, compressed"
+    data[3000] ^= 0x10
+    shard.write_bytes(data)
+    dataset = open_miniature(folder.parents[1])
+    with pytest.raises(BadImageError, match=rf"of split validation, record \d of {shard}"):
+        list(dataset.eval_batches(4))
+
+
+def test_training_may_tolerate_bad_images(copy, caplog):
+    folder = copy("tfrecord")
+    clean = take(open_miniature(folder.parents[1]).train_batches(6, seed=0), 6)
+    shard = damage(folder, "train", "n01440764_2.JPEG")
+    damage(folder, "train", "n02105855_3.JPEG")
+    dataset = open_miniature(folder.parents[1], tolerate_bad_images=2)
+    batches = take(dataset.train_batches(6, seed=0), 6)
+    images, before = (np.stack([batch["image"] for batch in part]) for part in (batches, clean))
+    assert (images != before).any((2, 3, 4)).sum() == 4  # two images, two epochs
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2, "each bad image is told once"
+    assert messages[0].startswith("replaced bad image, 1 of 2 tolerated: image ")
+    assert any(str(shard) in message for message in messages)
+    assert_same(take(dataset.train_batches(6, seed=0, start_step=3), 3), batches[3:])
+
+    strict = dataclasses.replace(dataset, tolerate_bad_images=0)
+    with pytest.raises(BadImageError, match="of split train, record"):
+        take(strict.train_batches(6, seed=0), 6)
+    one = dataclasses.replace(dataset, tolerate_bad_images=1)
+    with pytest.raises(BadImageError, match="2 bad images, tolerate_bad_images is 1; the last: im"):
+        take(one.train_batches(6, seed=0), 6)
+
+
+def test_not_prepared_says_what_to_do(tmp_path):
+    with pytest.raises(MissingDatasetError) as error:
+        open_dataset("imagenet2012", data_dir=str(tmp_path))
+    message = str(error.value)
+    for part in (
+        f"looked for {tmp_path}/imagenet2012/<version>/dataset_info.json",
+        "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
+        "pip install 'lrnet-jax[prepare]'",
+        "python -m experiments.prepare_imagenet --manual_dir=",
+    ):
+        assert part in message
+    assert isinstance(error.value, FileNotFoundError)
+
+
+def test_where_it_looks(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "by_variable"))
+    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/by_variable/imagenet2012"):
+        open_dataset("imagenet2012")
+    monkeypatch.delenv("TFDS_DATA_DIR")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/home/tensorflow_datasets/imagen"):
+        open_dataset("imagenet2012")
+
+
+def test_unknown_names_are_told_apart(copy):
+    root = copy("tfrecord").parents[1]
+    with pytest.raises(MissingDatasetError, match=r"found versions \['5.1.0'\]"):
+        open_dataset("imagenet2012:5.0.0", data_dir=str(root))
+    with pytest.raises(
+        MissingDatasetError, match=r"(?s)'fashion_mnist' is not .*fashion_mnist_subset"
+    ):
+        open_dataset("fashion_mnist", data_dir=str(root))
+    (root / "sets").mkdir()
+    (root / "imagenet2012").rename(root / "sets" / "small")
+    with pytest.raises(MissingDatasetError, match="configurations, name one: sets/small"):
+        open_dataset("sets", data_dir=str(root))
+    assert open_dataset("sets/small:5.1.0", data_dir=str(root)).num_train == 18
+
+
+def test_the_newest_version_is_taken(copy):
+    folder = copy("tfrecord")
+    shutil.copytree(folder, folder.with_name("5.0.0"))
+    (folder / "dataset_info.json").rename(folder / "elsewhere")
+    with pytest.raises(DamagedDatasetError, match="must have 1281167"):
+        open_dataset("imagenet2012", data_dir=str(folder.parents[1]))
+    assert imagenet.prepared.find("imagenet2012", str(folder.parents[1]), "").name == "5.0.0"
+    (folder / "elsewhere").rename(folder / "dataset_info.json")
+    assert imagenet.prepared.find("imagenet2012", str(folder.parents[1]), "").name == "5.1.0"
+
+
+def test_counts_of_imagenet_are_checked(prepared_dir):
+    with pytest.raises(
+        DamagedDatasetError, match="split train has 18 images, it must have 1281167"
+    ):
+        open_dataset("imagenet2012", data_dir=str(prepared_dir / "array_record"))
+
+
+@pytest.mark.parametrize("file_format", miniature.FORMATS)
+def test_shards_are_checked(copy, file_format):
+    folder = copy(file_format)
+    shard = folder / f"imagenet2012-train.{file_format}-00001-of-00002"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(DamagedDatasetError, match=str(shard)):
+        open_miniature(folder.parents[1])
+    shard.unlink()
+    with pytest.raises(DamagedDatasetError, match=f"1 of 2 shards are missing, the first {shard}"):
+        open_miniature(folder.parents[1])
+
+
+def rewrite_info(folder, change):
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text())
+    change(info)
+    path.write_text(json.dumps(info))
+
+
+def test_shard_lengths_are_checked(copy):
+    folder = copy("array_record")
+    rewrite_info(folder, lambda info: info["splits"][0].update(shardLengths=["8", "10"]))
+    with pytest.raises(DamagedDatasetError, match=r"has 9 records, dataset_info\.json says 8"):
+        open_miniature(folder.parents[1])
+
+
+def test_both_splits_are_needed(copy):
+    folder = copy("array_record")
+    rewrite_info(folder, lambda info: info["splits"].pop(1))
+    with pytest.raises(DamagedDatasetError, match=r"splits \['train'\]; train and one of valid"):
+        open_miniature(folder.parents[1])
+
+
+def test_other_formats_are_refused(copy):
+    folder = copy("array_record")
+    rewrite_info(folder, lambda info: info.update(fileFormat="riegeli"))
+    with pytest.raises(ValueError, match="in riegeli format; prepare it with file_format=array_"):
+        open_miniature(folder.parents[1])
+
+
+def test_a_label_out_of_range_is_refused(prepared_dir):
+    dataset = open_miniature(prepared_dir / "tfrecord")
+    narrow = dataclasses.replace(dataset.train, num_classes=3)
+    with pytest.raises(BadImageError, match=r"label \d+ is not in \[0, 3\)"):
+        [narrow.example(i) for i in range(18)]
+
+
+def test_any_labelled_images_will_do(copy):
+    """Other names of the features, and a test split instead of a validation split."""
+    folder = copy("tfrecord")
+    rewrite_info(
+        folder, lambda info: (info.update(name="other"), info["splits"][1].update(name="test"))
+    )
+    for path in folder.glob("imagenet2012-*"):
+        name = path.name.replace("imagenet2012", "other").replace("validation", "test")
+        path.rename(folder / name)
+    folder.parent.rename(folder.parents[1] / "other")
+    dataset = open_dataset("other", data_dir=str(folder.parents[1]), image_size=8, num_workers=0)
+    assert (dataset.num_train, dataset.num_eval) == (18, 10)
+    assert len(list(dataset.eval_batches(5))) == 2
+
+
+def test_no_label_no_data_set(copy):
+    folder = copy("tfrecord")
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image()})
+    (folder / "features.json").write_text(json.dumps(features.to_json()))
+    with pytest.raises(ValueError, match="must have one image and one label"):
+        open_miniature(folder.parents[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "least"), [("image_size", 1), ("num_workers", 0), ("tolerate_bad_images", 0)]
+)
+def test_options_are_checked(prepared_dir, option, least):
+    with pytest.raises(ValueError, match=f"{option} must be at least {least}, got -1"):
+        open_miniature(prepared_dir / "tfrecord", **{option: -1})
+
+
+def test_errors_come_at_the_call(dataset):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        dataset.train_batches(0, seed=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        dataset.eval_batches(0)
+    with pytest.raises(ValueError, match="start_step must be at least 0, got -1"):
+        dataset.train_batches(1, seed=0, start_step=-1)
+
+
+WITH_WORKERS = """
+import multiprocessing, sys, time
+from lrnet_jax.data import imagenet
+
+if __name__ == "__main__":
+    counts = {"train": 18, "validation": 10}
+    dataset = imagenet.open_prepared(
+        "imagenet2012", data_dir=sys.argv[1], num_workers=2, expected_counts=counts)
+    batches = dataset.train_batches(4, seed=0)
+    next(batches)
+    print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def runs(pid):
+    try:
+        status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return status.rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="needs /proc")
+def test_workers_end_with_their_parent(prepared_dir, tmp_path):
+    """SIGKILL: nothing in the parent can tidy up; any other end is easier."""
+    script = tmp_path / "with_workers.py"
+    script.write_text(WITH_WORKERS)
+    paths = [str(pathlib.Path.cwd()), os.environ.get("PYTHONPATH", "")]
+    parent = subprocess.Popen(
+        [sys.executable, script, prepared_dir / "tfrecord"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+    )
+    with parent:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        assert all(map(runs, workers))
+        parent.send_signal(signal.SIGKILL)
+    end = time.monotonic() + 10
+    while any(map(runs, workers)):
+        assert time.monotonic() < end, "workers outlive their parent"
+        time.sleep(0.05)
+
+
+def test_importing_the_package_imports_no_reader():
+    code = "import sys, lrnet_jax.data; print({'grain', 'tensorflow_datasets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_tensorflow_is_never_imported(prepared_dir):
+    code = f"""
+import sys
+from lrnet_jax.data import imagenet
+data = imagenet.open_prepared("imagenet2012", data_dir={str(prepared_dir / "tfrecord")!r},
+    num_workers=0, expected_counts={miniature.EXPECTED})
+next(data.eval_batches(2))
+print("tensorflow" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
