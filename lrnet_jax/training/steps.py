@@ -5,7 +5,7 @@ one line that does), and a test or a notebook can call them under plain vmap.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -159,7 +159,7 @@ def train_step(
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
-            "gradient_norm": optax.global_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
         }
         return new_state, metrics
@@ -200,10 +200,20 @@ def eval_step(
     return step
 
 
-def parallel(step: Callable[..., Any], *, donate: bool = False) -> Callable[..., Any]:
+def parallel(
+    step: Callable[..., Any],
+    *,
+    donate: bool = False,
+    devices: Sequence[jax.Device] | None = None,
+) -> Callable[..., Any]:
     """`step(state, batch)` on all devices: one state for all, the batch split on axis 0.
 
     State and results are never stacked: they come and go as single, replicated arrays.
+
+    Args:
+      step: from `train_step` or `eval_step`.
+      donate: whether the memory of the state passed in is used for the one returned.
+      devices: to use; all local ones by default.
     """
     return jax.pmap(
         step,
@@ -211,33 +221,35 @@ def parallel(step: Callable[..., Any], *, donate: bool = False) -> Callable[...,
         in_axes=(None, 0),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
+        devices=devices,
     )
 
 
-def replicate(tree: Tree) -> Tree:
-    """Copies a tree of host or device arrays onto every local device."""
-    sharding = jax.sharding.NamedSharding(_local_mesh(), jax.sharding.PartitionSpec())
-    return jax.device_put(tree, sharding)
+def replicate(tree: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
+    """Copies a tree of host or device arrays onto every device."""
+    return jax.device_put(tree, _sharding(devices, jax.sharding.PartitionSpec()))
 
 
-def shard(batch: Batch) -> Batch:
-    """Sends a host batch to the local devices, split on axis 0: (b, ...) -> (n, b / n, ...).
+def shard(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
+    """Sends a host batch to the devices, split on axis 0: (b, ...) -> (n, b / n, ...).
 
     Raises:
-      ValueError: b is not divisible by the number of local devices. (pmap itself would silently
-        use fewer devices for a shorter leading axis.)
+      ValueError: b is not divisible by the number of devices. (pmap itself would silently use
+        fewer devices for a shorter leading axis.)
     """
-    devices = jax.local_device_count()
-    sharding = jax.sharding.NamedSharding(_local_mesh(), jax.sharding.PartitionSpec(AXIS))
+    count = len(devices or jax.local_devices())
     size = len(next(iter(batch.values())))
-    if size % devices:
-        raise ValueError(f"a batch of {size} cannot be split over {devices} devices")
+    if size % count:
+        raise ValueError(f"a batch of {size} cannot be split over {count} devices")
     shares = {
-        name: np.reshape(array, (devices, size // devices, *array.shape[1:]))
+        name: np.reshape(array, (count, size // count, *array.shape[1:]))
         for name, array in batch.items()
     }
-    return jax.device_put(shares, sharding)
+    return jax.device_put(shares, _sharding(devices, jax.sharding.PartitionSpec(AXIS)))
 
 
-def _local_mesh() -> jax.sharding.Mesh:
-    return jax.sharding.Mesh(np.array(jax.local_devices()), (AXIS,))
+def _sharding(
+    devices: Sequence[jax.Device] | None, spec: jax.sharding.PartitionSpec
+) -> jax.sharding.NamedSharding:
+    mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, spec)

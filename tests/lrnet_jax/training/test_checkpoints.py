@@ -1,0 +1,142 @@
+"""Checkpoints: what is saved comes back bit for bit; what cannot be read is named."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lrnet_jax
+from lrnet_jax.training import checkpoints, steps
+from lrnet_jax.training.checkpoints import CheckpointError
+from lrnet_jax.training.optimizer import sgd
+
+TINY = lrnet_jax.Variant(
+    depths=(1,), width=4, stage_channels=8, stem_channels=4, stem_kernel_size=3,
+    kernel_size=3, channels_per_group=3, implementation="reference",
+)  # fmt: skip
+
+
+def new_state(variant=TINY, classes=5, seed=0):
+    model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(seed))
+    _, params, batch_stats = steps.split(model)
+    state = steps.init_state(params, batch_stats, sgd(lambda _: 0.1), seed)
+    # Values that no initialisation gives, so that a restored state is known to be restored.
+    state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
+    return steps.replicate(dataclasses.replace(state, step=jnp.asarray(7)))
+
+
+def metadata(variant=TINY, classes=5):
+    return {
+        "network": "lrnet26",
+        "variant": json.loads(json.dumps(dataclasses.asdict(variant))),
+        "num_classes": classes,
+    }
+
+
+def save(workdir, state, **kwargs):
+    manager = checkpoints.open_manager(workdir, keep=2)
+    checkpoints.save(manager, state, metadata(**kwargs))
+    manager.wait_until_finished()
+    return manager
+
+
+def assert_same(a, b):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), a, b)
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    state = new_state()
+    manager = save(tmp_path, state)
+    like = jax.tree.map(jnp.zeros_like, state)
+    restored = checkpoints.restore(manager, like)
+    assert restored is not None
+    assert_same(restored, state)
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert restored.rng.sharding == state.rng.sharding
+    manager.close()
+
+
+def test_no_checkpoint_yet(tmp_path):
+    manager = checkpoints.open_manager(tmp_path, keep=2)
+    assert checkpoints.restore(manager, new_state()) is None
+    manager.close()
+
+
+def test_load_checkpoint_rebuilds_the_network(tmp_path):
+    state = new_state()
+    save(tmp_path, state).close()
+    images = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
+    model = lrnet_jax.create_from_variant(TINY, 5, nnx.Rngs(0))
+    functional, _, _ = steps.split(model)
+    want = jax.jit(functional.apply)(*jax.device_get((state.params, state.batch_stats)), images)
+    for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "7"):
+        loaded, record = lrnet_jax.load_checkpoint(path)
+        np.testing.assert_array_equal(nnx.jit(loaded)(images), want)
+        assert record["step"] == 7
+        assert record["skipped"] == []
+
+
+def test_load_checkpoint_with_another_head(tmp_path):
+    state = new_state()
+    save(tmp_path, state).close()
+    loaded, record = lrnet_jax.load_checkpoint(tmp_path, num_classes=3)
+    assert nnx.jit(loaded)(jnp.zeros((1, 12, 12, 3))).shape == (1, 3)
+    assert record["skipped"] == ["params/head/bias", "params/head/kernel"]
+    _, params, batch_stats = steps.split(loaded)
+    stored = jax.device_get(state)
+    assert_same(params["stem"], stored.params["stem"])
+    assert_same(batch_stats, stored.batch_stats)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("no directory", "is not a directory"),
+        ("empty", "neither a step directory nor checkpoints/"),
+        ("no metadata", "has no readable metadata"),
+        ("foreign metadata", "was not written by lrnet_jax"),
+        ("unknown field", "describes a network that this version cannot build"),
+        ("no arrays", "cannot be read"),
+        ("cut arrays", "cannot be read"),
+        ("other network", r"has batch_stats/.* as float32\[4\], the network as float32\[8\]"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path, damage, message):
+    path = tmp_path / "run"
+    if damage == "empty":
+        path.mkdir()
+    elif damage != "no directory":
+        path.mkdir()
+        save(path, new_state()).close()
+    folder = path / "checkpoints" / "7"
+    record = folder / "metadata" / "metadata"
+    if damage == "no metadata":
+        record.unlink()
+    elif damage == "foreign metadata":
+        record.write_text("{}")
+    elif damage == "unknown field":
+        record.write_text(json.dumps({"variant": {"wings": 2}, "num_classes": 5}))
+    elif damage == "no arrays":
+        (folder / "model" / "manifest.ocdbt").unlink()
+        (folder / "model" / "_METADATA").unlink()
+    elif damage == "cut arrays":
+        for file in (folder / "model").rglob("d/*"):
+            file.write_bytes(file.read_bytes()[:10])
+    elif damage == "other network":
+        other = dataclasses.replace(TINY, width=8)
+        record.write_text(json.dumps(metadata(other)))
+    with pytest.raises(CheckpointError, match=message) as raised:
+        lrnet_jax.load_checkpoint(path)
+    assert "\n" not in str(raised.value)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_resuming_into_another_network_is_refused(tmp_path):
+    manager = save(tmp_path, new_state())
+    with pytest.raises(CheckpointError, match="params/head/bias"):
+        checkpoints.restore(manager, new_state(classes=6))
+    manager.close()

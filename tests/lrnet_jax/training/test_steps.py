@@ -1,0 +1,159 @@
+"""The training step: the same on one device and on four, and plain SGD by hand."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lrnet_jax
+from lrnet_jax.data.augment import augment, normalize
+from lrnet_jax.training import steps
+from lrnet_jax.training.evaluation import evaluate
+from lrnet_jax.training.optimizer import sgd
+
+TINY = lrnet_jax.Variant(
+    depths=(1, 1), width=8, stage_channels=16, stem_channels=8, stem_kernel_size=3,
+    stem_strides=1, stem_pool=False, kernel_size=3, channels_per_group=4, implementation="reference",
+)  # fmt: skip
+MEAN, STD = (127.0, 127.0, 127.0), (60.0, 60.0, 60.0)
+
+
+def prepare(images, index, key):
+    return normalize(augment(images, index, key, flip=True, shift=1), MEAN, STD)
+
+
+def batches(count, size=16):
+    rng = np.random.default_rng(0)
+    return [
+        {
+            "image": rng.integers(0, 256, (size, 8, 8, 3), dtype=np.uint8),
+            "label": rng.integers(0, 5, size).astype(np.int32),
+            "index": np.arange(size, dtype=np.int32),
+        }
+        for _ in range(count)
+    ]
+
+
+def run(variant, devices, count=5):
+    """The state after `count` steps on some devices."""
+    model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
+    functional, params, batch_stats = steps.split(model)
+    optimizer = sgd(lambda _: 0.05, weight_decay=1e-3)
+    state = steps.init_state(params, batch_stats, optimizer, seed=3)
+    state = steps.replicate(state, devices)
+    step = steps.train_step(functional, optimizer, lambda _: 0.05, augment=prepare)
+    step = steps.parallel(step, donate=True, devices=devices)
+    for batch in batches(count):
+        state, metrics = step(state, steps.shard(batch, devices))
+    return jax.device_get((state, metrics))
+
+
+@pytest.mark.parametrize("statistics", ["groups of 4 images", "synchronised"])
+def test_four_devices_train_as_one(statistics):
+    change = (
+        {"batch_norm_images": 4} if statistics != "synchronised" else {"batch_norm_axis": "batch"}
+    )
+    variant = dataclasses.replace(TINY, **change)
+    one, metrics_one = run(variant, jax.local_devices()[:1])
+    four, metrics_four = run(variant, jax.local_devices()[:4])
+    assert one.step == 5
+    # The same sums in another order: float32 rounding, grown over five steps.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, four)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), metrics_one, metrics_four
+    )
+
+
+def test_statistics_of_a_whole_device_do_depend_on_the_devices():
+    """The control of the test above: without groups or synchronisation the two differ."""
+    one, _ = run(TINY, jax.local_devices()[:1])
+    four, _ = run(TINY, jax.local_devices()[:4])
+    difference = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), one.batch_stats, four.batch_stats
+    )
+    assert max(jax.tree.leaves(difference)) > 1e-3
+
+
+def test_a_batch_that_devices_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="a batch of 6 cannot be split over 4 devices"):
+        steps.shard({"label": np.zeros(6)}, jax.local_devices()[:4])
+
+
+def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
+    """Two steps of the step function against the update written out in numpy."""
+    variant = dataclasses.replace(TINY, batch_norm_images=None)
+    model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
+    functional, params, batch_stats = steps.split(model)
+    rate, decay = 0.05, 1e-2
+    optimizer = sgd(lambda _: rate, momentum=0.9, weight_decay=decay)
+    state = steps.init_state(params, batch_stats, optimizer, seed=3)
+    step = steps.train_step(
+        functional,
+        optimizer,
+        lambda _: rate,
+        augment=lambda images, index, key: normalize(images, MEAN, STD),
+    )
+    step = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=steps.AXIS))
+
+    def loss(params, batch_stats, batch):
+        images = normalize(jnp.asarray(batch["image"]), MEAN, STD)
+        logits, stats = functional.apply_train(params, batch_stats, images)
+        log_p = jax.nn.log_softmax(logits)
+        return -jnp.mean(log_p[jnp.arange(len(images)), batch["label"]]), stats
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True))
+    momentum = jax.tree.map(np.zeros_like, params)
+    want, stats = params, batch_stats
+    for batch in batches(2):
+        state, _ = step(state, jax.tree.map(lambda x: x[None], batch))
+        grads, stats = gradient(want, stats, batch)
+        flat = jax.tree_util.tree_flatten_with_path(grads)[0]
+        decays = {
+            path for path, _ in flat
+            if path[-1].key == "kernel" and not any(p.key == "prior" for p in path)
+        }  # fmt: skip
+        assert 0 < len(decays) < len(flat)
+        grads = jax.tree_util.tree_map_with_path(
+            lambda path, g, w, decays=decays: g + (decay * w if path in decays else 0), grads, want
+        )
+        momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
+        want = jax.tree.map(lambda w, m: w - rate * m, want, momentum)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, want
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+        state.batch_stats,
+        stats,
+    )
+
+
+class Fixed:
+    """Stands for a network whose logits are the images' first row."""
+
+    def apply(self, params, batch_stats, images):
+        del params, batch_stats
+        return images[:, 0, :, 0]
+
+
+def test_evaluation_counts_ranks_and_leaves_padding_out():
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(8, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, 8).astype(np.int32)
+    logits[5] = 0.0  # all equal: scores nothing
+    mask = np.array([True] * 6 + [False] * 2)
+    order = np.argsort(-logits, axis=1)
+    top = [[labels[i] in order[i, :k] for i in range(5)] for k in (1, 5)]
+    losses = [np.log(np.exp(logits[i]).sum()) - logits[i, labels[i]] for i in range(6)]
+
+    step = steps.parallel(steps.eval_step(Fixed(), lambda x: x))
+    images = np.broadcast_to(logits[:, None, :, None], (8, 2, 7, 3))
+    batch = {"image": images, "label": labels, "mask": mask}
+    result = evaluate(step, {}, {}, [batch, batch])
+    assert result["count"] == 12
+    assert result["top1"] == pytest.approx(100 * sum(top[0]) / 6)
+    assert result["top5"] == pytest.approx(100 * sum(top[1]) / 6)
+    assert result["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
