@@ -112,23 +112,33 @@ def contestants(
 ) -> dict[str, tuple[Callable[..., jax.Array], tuple[jax.Array | None, ...]]]:
     """Name to (function, its arrays, all to be differentiated) in the order of names."""
     inputs = make_inputs(shape, dtype)
-    support = implementations(*inputs, **shape.options)
-    if names is None:  # an interpreter's time tells nothing
-        names = [name for name, (runs, _) in support.items() if runs and "interpret" not in name]
-        names += CONVOLUTIONS
     found: dict[str, tuple[Callable, tuple]] = {}
-    for name in names:
+    for name in check_names(shape, names):
         if name in CONVOLUTIONS:
             found[name] = _convolution(shape, inputs[2], depthwise=name == "depthwise_7x7")
-        elif name not in support:
-            known = ", ".join((*support, *CONVOLUTIONS))
-            raise ValueError(f"implementation must be one of {known}; got {name!r}")
-        elif not support[name].runs:
-            raise ValueError(f"{name} cannot run {shape.name}: {support[name].reason}")
         else:
             run = functools.partial(local_relation, **shape.options, implementation=name)
             found[name] = (run, inputs)
     return found
+
+
+def check_names(shape: Shape, names: Sequence[str] | None) -> Sequence[str]:
+    """The names, all that run here for None; raises ValueError for one that cannot."""
+    arrays: Any = [
+        None if size is None else jax.ShapeDtypeStruct(size, jnp.float32)
+        for size in (shape.query, shape.key, shape.value, shape.prior)
+    ]
+    support = implementations(*arrays, **shape.options)
+    if names is None:  # an interpreter's time tells nothing
+        running = [name for name, (runs, _) in support.items() if runs and "interpret" not in name]
+        return [*running, *CONVOLUTIONS]
+    for name in names:
+        if name not in (*support, *CONVOLUTIONS):
+            known = ", ".join((*support, *CONVOLUTIONS))
+            raise ValueError(f"implementation must be one of {known}; got {name!r}")
+        if name in support and not support[name].runs:
+            raise ValueError(f"{name} cannot run {shape.name}: {support[name].reason}")
+    return names
 
 
 def _convolution(shape: Shape, value: jax.Array, depthwise: bool) -> tuple[Callable, tuple]:
@@ -232,11 +242,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--json", metavar="FILE", help="also write the records there")
     options = parser.parse_args(arguments)
+    names = options.implementations.split(",") if options.implementations else None
     try:
-        shapes = select(options.shapes)
+        shapes = [shape.with_batch(options.batch) for shape in select(options.shapes)]
+        for shape in shapes:
+            check_names(shape, names)
+        if options.rounds < 2:
+            raise ValueError(f"--rounds must be at least 2, got {options.rounds}")
     except ValueError as error:
         parser.error(str(error))
-    names = options.implementations.split(",") if options.implementations else None
 
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(
@@ -245,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     records = []
     for shape in shapes:
-        of_shape = measure(shape.with_batch(options.batch), names, options.dtype, options.rounds)
+        of_shape = measure(shape, names, options.dtype, options.rounds)
         print(table(of_shape), flush=True)
         records += of_shape
     if options.json:
