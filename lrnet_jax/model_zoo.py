@@ -12,12 +12,18 @@ from jax.typing import DTypeLike
 from lrnet_jax.networks import Network
 from lrnet_jax.variant import Variant
 
-_RESNET26 = Variant(
-    operator="convolution", stem="convolution", kernel_size=3, width=64, depths=(2, 2, 2, 2)
+_LRNET26 = Variant()
+_RESNET26 = Variant(operator="convolution", stem="convolution", kernel_size=3, width=64)
+_LRNET_SMALL = Variant(
+    depths=(2, 2, 2),
+    width=16,
+    stage_channels=32,
+    stem="local_relation_small",
+    stem_channels=16,
+    stem_channels_per_group=4,
+    channels_per_group=4,
+    prior_hidden=32,  # a layer of 4 groups would else have a hidden width of 4
 )
-_LRNET26 = Variant(width=101)
-_SMALL = Variant(depths=(2, 2, 2), stage_channels=64, stem_channels=32, stem_kernel_size=5)
-
 
 # Widths are the paper's: they make the networks equal in computation (Tables 3, 7 and 8).
 _ZOO = {
@@ -33,9 +39,14 @@ _ZOO = {
     "nl26": dataclasses.replace(_RESNET26, operator="non_local", width=110),
     "resnet26_nl": dataclasses.replace(_RESNET26, non_local_blocks=True),
     "lrnet26_nl": dataclasses.replace(_LRNET26, width=102, non_local_blocks=True),
-    "lrnet_small": dataclasses.replace(_SMALL, stem="local_relation_small", width=24),
+    "lrnet_small": _LRNET_SMALL,
     "resnet_small": dataclasses.replace(
-        _SMALL, operator="convolution", stem="convolution_small", kernel_size=3, width=16
+        _LRNET_SMALL,
+        operator="convolution",
+        stem="convolution_small",
+        kernel_size=3,
+        stem_kernel_size=3,
+        width=13,
     ),
 }
 
