@@ -12,19 +12,17 @@ from jax.typing import DTypeLike
 from lrnet_jax.networks import Network
 from lrnet_jax.variant import Variant
 
-_RESNET26 = Variant(
-    operator="convolution", stem="convolution", kernel_size=3, width=64, depths=(2, 2, 2, 2)
-)
-_LRNET26 = Variant(width=101)
-_SMALL = Variant(
+_LRNET26 = Variant()
+_RESNET26 = Variant(operator="convolution", stem="convolution", kernel_size=3, width=64)
+_LRNET_SMALL = Variant(
     depths=(2, 2),
     width=32,
     stage_channels=96,
     stem_channels=32,
     stem_kernel_size=5,
     stem_pool=False,
+    prior_hidden=32,  # a layer of 4 groups would else have a hidden width of 4
 )
-
 
 # Widths are the paper's: they make the networks equal in computation (Tables 3, 7 and 8).
 _ZOO = {
@@ -40,13 +38,14 @@ _ZOO = {
     "nl26": dataclasses.replace(_RESNET26, operator="non_local", width=110),
     "resnet26_nl": dataclasses.replace(_RESNET26, non_local_blocks=True),
     "lrnet26_nl": dataclasses.replace(_LRNET26, width=102, non_local_blocks=True),
-    "lrnet_small": _SMALL,
+    "lrnet_small": _LRNET_SMALL,
     "resnet_small": dataclasses.replace(
-        _SMALL,
+        _LRNET_SMALL,
         operator="convolution",
         stem="convolution",
         kernel_size=3,
-        width=16,
+        stem_kernel_size=3,
+        width=24,
     ),
 }
 

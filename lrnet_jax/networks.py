@@ -40,7 +40,7 @@ class Network(nnx.Module):
             raise ValueError(f"num_classes must be at least 1, got {num_classes}")
         self.variant = variant
         self.num_classes = num_classes
-        grid = variant.image_size  # size of the image that a layer sees, where known
+        grid = variant.image_size or 0  # size of the image that a layer puts out, 0 if not known
         layers = []
         for layer in variant.stem_layers():
             grid = _strided(grid, layer.strides)
@@ -83,7 +83,7 @@ class Network(nnx.Module):
             x = jax.nn.relu(layer(x))
         features = {"res1": x}
         if self.variant.stem_pool:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            x = _max_pool(x)
         for stage, blocks in enumerate(self.stages):
             for block in blocks:
                 x = nnx.remat(Block.__call__)(block, x) if self.variant.remat else block(x)
@@ -94,7 +94,7 @@ class Network(nnx.Module):
 class Block(nnx.Module):
     """relu(branch(x) + shortcut(x)), and then a non-local block where the variant has them."""
 
-    def __init__(self, variant: Variant, plan: BlockPlan, grid: int | None, rngs: nnx.Rngs) -> None:
+    def __init__(self, variant: Variant, plan: BlockPlan, grid: int, rngs: nnx.Rngs) -> None:
         last = len(plan.branch) - 1
         self.branch = nnx.List(
             [
@@ -134,7 +134,7 @@ class Normalized(nnx.Module):
         self,
         variant: Variant,
         layer: Layer,
-        grid: int | None,
+        grid: int,
         rngs: nnx.Rngs,
         zero_gamma: bool = False,
     ) -> None:
@@ -169,7 +169,7 @@ def fold_priors(model: Network) -> Network:
 
 
 def _make_layer(
-    variant: Variant, layer: Layer, grid: int | None, rngs: nnx.Rngs
+    variant: Variant, layer: Layer, grid: int, rngs: nnx.Rngs
 ) -> LocalRelation | FullImageRelation | NonLocal | nnx.Conv | nnx.Linear:
     dtype = jnp.dtype(variant.dtype)
     features = (layer.in_features, layer.out_features)
@@ -210,7 +210,7 @@ def _make_layer(
         "rngs": rngs,
     }
     if layer.kind == "full_image":
-        size = None if grid is None else (grid, grid)
+        size = (grid, grid) if grid > 0 else None
         return FullImageRelation(*features, pool=layer.pool, output_size=size, **relation)
     return LocalRelation(
         *features,
@@ -229,5 +229,22 @@ def _batch_norm(variant: Variant, features: int, *, zero: bool) -> BatchNorm:
     )
 
 
-def _strided(size: int | None, strides: int) -> int | None:
-    return None if size is None else (size - 1) // strides + 1
+def _max_pool(x: jax.Array) -> jax.Array:
+    """Maxima of 3 x 3 windows at stride 2, border 1: (B, H, W, C) -> (B, Ho, Wo, C).
+
+    From shifted images, not nnx.max_pool: on a CPU the gradient of XLA's windowed maximum takes
+    seven times as long, and on a GPU it adds up in any order, so that runs would not repeat. Of
+    equal maxima each gets a share of the gradient; after a ReLU those are zeros, which pass none.
+    """
+    for axis in (1, 2):
+        size = _strided(x.shape[axis], 2)
+        border = [(0, 0)] * 4
+        border[axis] = (1, 1)
+        padded = jnp.pad(x, border, constant_values=-jnp.inf)
+        parts = [jax.lax.slice_in_dim(padded, a, a + 2 * size - 1, 2, axis) for a in range(3)]
+        x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+    return x
+
+
+def _strided(size: int, strides: int) -> int:
+    return (size - 1) // strides + 1

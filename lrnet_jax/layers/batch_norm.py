@@ -1,5 +1,7 @@
 """Batch normalisation over a device's images, over groups of them, or over all devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,37 +70,116 @@ class BatchNorm(nnx.Module):
         Raises:
           ValueError: the batch cannot be cut into groups of `group_images`.
         """
-        mean, var = self.mean[...], self.var[...]
-        if not self.use_running_average:
-            mean, var = self._batch_statistics(x)  # (groups, C)
-            self._update(mean, var)
-        # One multiply-add per element, in float32; XLA fuses the casts into it.
-        gain = self.scale[...] * jax.lax.rsqrt(var + self.epsilon)
-        offset = self.bias[...] - mean * gain
         dtype = self.dtype or x.dtype
-        if mean.ndim == 1 or mean.shape[0] == 1:
-            return (x * gain.reshape(-1) + offset.reshape(-1)).astype(dtype)
-        grouped = x.reshape(mean.shape[0], -1, x.shape[-1])
-        return (grouped * gain[:, None] + offset[:, None]).astype(dtype).reshape(x.shape)
+        weights = self.scale[...], self.bias[...]
+        if self.use_running_average:
+            gain = weights[0] * jax.lax.rsqrt(self.var[...] + self.epsilon)
+            return (x * gain + (weights[1] - self.mean[...] * gain)).astype(dtype)
 
-    def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = self.group_images or x.shape[0]
         if x.shape[0] % images:
             raise ValueError(
                 f"a batch of {x.shape[0]} images (per device) is not a multiple of "
                 f"group_images {images}; change one of them"
             )
-        # One pass over x. Squares are taken about the running mean: about zero they cancel badly
-        # where a channel's mean is large against its deviation.
-        pivot = jax.lax.stop_gradient(self.mean[...])
-        centred = x.reshape(x.shape[0] // images, -1, x.shape[-1]).astype(jnp.float32) - pivot
-        first, second = jnp.mean(centred, 1), jnp.mean(centred * centred, 1)
-        if self.axis_name is not None:
-            first, second = jax.lax.pmean((first, second), self.axis_name)
-        # Rounding may leave a constant channel a variance just below zero.
-        return pivot + first, jnp.maximum(second - first * first, 0)
-
-    def _update(self, mean: jax.Array, var: jax.Array) -> None:
+        width = x.shape[-2] if x.ndim > 2 else 1
+        rows = x.reshape(x.shape[0] // images, -1, width, x.shape[-1])
+        y, mean, var = _normalize(self.epsilon, self.axis_name, rows, *weights, self.mean[...])
         for average, batch in ((self.mean, mean), (self.var, var)):
             batch = jax.lax.stop_gradient(jnp.mean(batch, 0))
             average[...] = self.momentum * average[...] + (1 - self.momentum) * batch
+        return y.reshape(x.shape).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(
+    epsilon: float,
+    axis_name: str | None,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    pivot: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises x (N, R, W, C) by the statistics of each of N groups, any float dtype.
+
+    Has a backward pass of its own, which on a CPU takes two thirds of the time of the derived
+    one. The statistics are for running averages: no gradient flows through them.
+
+    Returns:
+      y like x, mean (N, C) and variance (N, C) float32.
+    """
+    y, mean, var, _ = _statistics_and_output(epsilon, axis_name, x, scale, bias, pivot)
+    return y, mean, var
+
+
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _normalize_forward(
+    epsilon: float,
+    axis_name: str | None,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    pivot: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], _Residuals]:
+    y, mean, var, rate = _statistics_and_output(epsilon, axis_name, x, scale, bias, pivot)
+    return (y, mean, var), (x, scale, mean, rate)
+
+
+def _statistics_and_output(
+    epsilon: float,
+    axis_name: str | None,
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    pivot: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    wide = x.astype(jnp.float32)
+    # Squares are taken about the running mean: about zero they cancel badly where the mean of a
+    # channel is large against its deviation, and a second pass, about the mean, costs more.
+    centred = wide - pivot
+    moments = _mean(centred), _mean(centred * centred)
+    if axis_name is not None:
+        moments = jax.lax.pmean(moments, axis_name)
+    mean = pivot + moments[0]
+    # Rounding may leave a constant channel a variance just below zero.
+    var = jnp.maximum(moments[1] - moments[0] ** 2, 0)
+    rate = jax.lax.rsqrt(var + epsilon)
+    gain = scale * rate
+    y = wide * _spread(gain) + _spread(bias - mean * gain)  # one multiply-add per element
+    return y.astype(x.dtype), mean, var, rate
+
+
+def _normalize_backward(
+    epsilon: float,
+    axis_name: str | None,
+    residuals: _Residuals,
+    cotangents: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    del epsilon
+    x, scale, mean, rate = residuals
+    wide, dy = x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
+    count = x.shape[1] * x.shape[2]
+    along_bias = _mean(dy)
+    along_scale = (_mean(dy * wide) - mean * along_bias) * rate
+    d_scale, d_bias = (count * jnp.sum(along, 0) for along in (along_scale, along_bias))
+    if axis_name is not None:  # other devices' outputs depend on this one's statistics
+        along_bias, along_scale = jax.lax.pmean((along_bias, along_scale), axis_name)
+    # dx = gain * (dy - along_bias - along_scale * (x - mean) * rate), as two multiply-adds
+    gain = scale * rate
+    slope = -gain * rate * along_scale
+    dx = dy * _spread(gain) + (wide * _spread(slope) - _spread(slope * mean + gain * along_bias))
+    return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(scale)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def _mean(x: jax.Array) -> jax.Array:
+    """(N, R, W, C) -> (N, C). Row by row: faster on a CPU than all at once, and rounds less."""
+    return jnp.sum(jnp.sum(x, 2), 1) / (x.shape[1] * x.shape[2])
+
+
+def _spread(statistics: jax.Array) -> jax.Array:
+    return statistics[:, None, None, :]

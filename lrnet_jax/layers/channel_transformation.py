@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,8 @@ def channel_transformation(
 ) -> nnx.Linear:
     """A linear map of the channels, the same at every pixel: (..., in) -> (..., out).
 
-    A matrix product on the last axis rather than a convolution: on NHWC arrays it needs no
-    transposition, and XLA:CPU runs it forwards and backwards as plain matrix products.
+    A matrix product rather than a convolution: XLA:CPU runs it, forwards and backwards together,
+    in half the time or less.
 
     Args:
       in_features: channels of the input.
@@ -37,8 +38,17 @@ def channel_transformation(
         dtype=dtype,
         kernel_init=he_normal,
         bias_init=zeros,
+        dot_general=_flat_dot,
         rngs=rngs,
     )
+
+
+def _flat_dot(x: jax.Array, kernel: jax.Array, axes: object, **options: Any) -> jax.Array:
+    """Multiplies with pixels as rows: with more axes the gradient is slower on a CPU."""
+    del axes  # always the last of x and the first of the kernel
+    rows = x.reshape(-1, x.shape[-1])
+    product = jax.lax.dot_general(rows, kernel, (((1,), (0,)), ((), ())), **options)
+    return product.reshape(*x.shape[:-1], -1)
 
 
 def he_normal(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:

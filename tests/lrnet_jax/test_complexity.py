@@ -59,6 +59,11 @@ def test_ablations_share_their_computation(name, macs):
         assert count.macs / 1e9 == pytest.approx(macs, rel=0.017), fields
 
 
+def test_small_networks_share_their_computation():
+    macs = [complexity.count(get_variant(n), 10, 28).macs for n in ("lrnet_small", "resnet_small")]
+    assert macs[0] == pytest.approx(macs[1], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

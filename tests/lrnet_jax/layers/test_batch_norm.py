@@ -60,6 +60,20 @@ def test_groups_of_images_have_statistics_of_their_own():
     np.testing.assert_allclose(norm.mean[...], 0.9 * before + 0.1 * np.mean(means, 0), rtol=1e-5)
 
 
+def input_gradient(norm, x, cotangent):
+    return nnx.grad(lambda norm, x: jnp.sum(norm(x) * cotangent), argnums=1)(norm, x)
+
+
+def test_gradient_of_groups_is_that_of_each_alone():
+    x, cotangent = (jnp.asarray(images(mean=mean)) for mean in (0.7, 0.2))
+    grouped = with_weights(BatchNorm(6, group_images=4))
+    d_x = input_gradient(grouped, x, cotangent)
+    for part in (slice(0, 4), slice(4, 8)):
+        alone = with_weights(BatchNorm(6))
+        want = input_gradient(alone, x[part], cotangent[part])
+        np.testing.assert_allclose(d_x[part], want, rtol=1e-5, atol=1e-6)
+
+
 def test_groups_make_four_devices_equal_to_one():
     x = jnp.asarray(images())
     norm = with_weights(BatchNorm(6, group_images=2))
@@ -78,14 +92,30 @@ def test_groups_make_four_devices_equal_to_one():
 
 
 def test_axis_name_takes_statistics_over_devices():
-    x = jnp.asarray(images())
-    graphdef, state = nnx.split(with_weights(BatchNorm(6, axis_name="batch")))
-    shared = jax.pmap(
-        lambda state, x: nnx.merge(graphdef, state)(x), axis_name="batch", in_axes=(None, 0)
-    )(state, x.reshape(4, 2, *x.shape[1:]))
-    np.testing.assert_allclose(
-        shared.reshape(x.shape), with_weights(BatchNorm(6))(x), rtol=1e-5, atol=1e-5
-    )
+    x, cotangent = (jnp.asarray(images(mean=mean)) for mean in (0.7, 0.2))
+    cotangent = cotangent * jnp.linspace(-1, 2, 8)[:, None, None, None]
+
+    def gradients(axis_name):
+        graphdef, state = nnx.split(with_weights(BatchNorm(6, axis_name=axis_name)))
+
+        def step(state, x, cotangent):
+            def run(params, x):
+                return nnx.merge(graphdef, nnx.merge_state(state, params), copy=True)(x)
+
+            y, vjp = jax.vjp(run, nnx.filter_state(state, nnx.Param), x)
+            return y, *vjp(cotangent)
+
+        return step, state
+
+    step, state = gradients(None)
+    y, d_params, d_x = step(state, x, cotangent)
+    step, state = gradients("batch")
+    shards = [array.reshape(4, 2, *x.shape[1:]) for array in (x, cotangent)]
+    shared = jax.pmap(step, axis_name="batch", in_axes=(None, 0, 0))(state, *shards)
+    np.testing.assert_allclose(shared[0].reshape(x.shape), y, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(shared[2].reshape(x.shape), d_x, rtol=1e-4, atol=1e-5)
+    for a, b in zip(jax.tree.leaves(shared[1]), jax.tree.leaves(d_params), strict=True):
+        np.testing.assert_allclose(np.sum(a, 0), b, rtol=1e-4, atol=1e-4)
 
 
 def test_large_means_do_not_cancel_the_variance():
