@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import resource
+import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -289,7 +290,7 @@ def _load(
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers),
-            worker_init_fn=_end_with_parent,
+            worker_init_fn=_follow_parent,
         )
     )
     try:
@@ -298,9 +299,16 @@ def _load(
         iterator.close()
 
 
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker when the process that started it is gone, however it went."""
+def _follow_parent(worker_index: int, worker_count: int) -> None:
+    """Lets the process that started this worker alone decide when it ends.
+
+    A terminal and some schedulers signal all processes of a job. The parent may want to finish a
+    step and save first, for which it needs its workers; and a parent that was killed outright
+    cannot end them.
+    """
     del worker_index, worker_count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -308,7 +316,7 @@ def _end_with_parent(worker_index: int, worker_count: int) -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=wait, name="end with parent", daemon=True).start()
+    threading.Thread(target=wait, name="follow parent", daemon=True).start()
 
 
 def _allow_open_files() -> None:
