@@ -329,6 +329,24 @@ def test_shard_lengths_are_checked(copy):
         open_miniature(folder.parents[1])
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", None])
+def test_unreadable_descriptions(copy, name, content):
+    folder = copy("array_record")
+    if content is None:
+        (folder / "features.json").unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(DamagedDatasetError, match=rf"{folder}: dataset_info\.json or features"):
+        open_miniature(folder.parents[1])
+
+
+def test_a_data_set_without_class_names(copy):
+    folder = copy("array_record")
+    (folder / "label.labels.txt").unlink()
+    assert open_miniature(folder.parents[1]).class_names is None
+
+
 def test_both_splits_are_needed(copy):
     folder = copy("array_record")
     rewrite_info(folder, lambda info: info["splits"].pop(1))
