@@ -9,7 +9,8 @@ on the device (`augment.py`).
     dataset.py     what every data set offers: read this first
     order.py       the order of examples, shared by all of them
     in_memory.py   arrays in memory, and the embedded subset of Fashion-MNIST
-    imagenet.py    ImageNet and other sets that TFDS prepared: worker processes, bad images
+    imagenet.py    ImageNet and other sets that TFDS prepared
+    loading.py     worker processes that load their batches, bad images
     prepared.py    finds such a set and checks that it is whole
     records.py     random access to its files
     decode.py      from the bytes of an image to a crop
@@ -45,7 +46,8 @@ def open_dataset(
 
     Args:
       name: "fashion_mnist_subset", which ships with the package and needs nothing else;
-        "imagenet2012"; or any set of labelled images that TFDS has prepared.
+        "imagenet2012"; or any set of labelled images that TFDS has prepared. Evaluation uses the
+        split "validation", or "test" where there is none.
       data_dir: where TFDS put it; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_size: height and width of the images; None for 28 (embedded) or 224.
       num_workers: processes that load and crop images; None for one per CPU, 0 for none. The

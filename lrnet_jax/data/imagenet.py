@@ -1,26 +1,16 @@
-"""ImageNet, and any other set of labelled images that TFDS has prepared, without TensorFlow.
-
-Worker processes read, decode and crop whole batches (grain, Pillow); a batch depends on the step
-alone, so the stream is the same for any number of workers and resumes from the step number.
-"""
+"""ImageNet, and any other set of labelled images that TFDS has prepared, without TensorFlow."""
 
 import contextlib
 import dataclasses
 import logging
-import multiprocessing
 import os
 import resource
-import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Mapping
 
-import grain
-import numpy as np
-from absl import flags
-
-from lrnet_jax.data import decode, order, prepared
+from lrnet_jax.data import order, prepared
 from lrnet_jax.data.dataset import Batch
-from lrnet_jax.data.prepared import BadImageError, Split
+from lrnet_jax.data.loading import LAST_STEP, EvalLoader, TrainLoader, load, too_many
+from lrnet_jax.data.prepared import Split
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
@@ -39,7 +29,6 @@ Prepare it with tfds.builder(name, data_dir=DIR).download_and_prepare(), or use 
 MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 IMAGE_SIZE = 224
-LAST_STEP = 1 << 40  # the stream is endless; grain wants a length
 OPEN_FILES = 8192
 
 
@@ -98,12 +87,12 @@ class PreparedDataset:
         """
         order.check_stream(seed, start_step)
         share = order.share(batch_size, process_index, process_count)
-        loader = _TrainLoader(self.train, self.image_size, share, seed, self.tolerate_bad_images)
+        loader = TrainLoader(self.train, self.image_size, share, seed, self.tolerate_bad_images)
         return self._train_batches(loader, start_step)
 
-    def _train_batches(self, loader: "_TrainLoader", start_step: int) -> Iterator[Batch]:
+    def _train_batches(self, loader: TrainLoader, start_step: int) -> Iterator[Batch]:
         bad: set[int] = set()
-        with contextlib.closing(_load(loader, start_step, LAST_STEP, self.num_workers)) as loaded:
+        with contextlib.closing(load(loader, start_step, LAST_STEP, self.num_workers)) as loaded:
             for batch, faults in loaded:
                 for fault in faults:
                     if fault.example not in bad:
@@ -115,7 +104,7 @@ class PreparedDataset:
                             fault.message,
                         )
                 if len(bad) > self.tolerate_bad_images:
-                    raise _too_many(len(bad), self.tolerate_bad_images, faults)
+                    raise too_many(len(bad), self.tolerate_bad_images, faults)
                 yield batch
 
     def eval_batches(
@@ -126,11 +115,11 @@ class PreparedDataset:
         The iterator raises BadImageError where an image cannot be read.
         """
         share = order.share(batch_size, process_index, process_count)
-        loader = _EvalLoader(self.evaluation, self.image_size, share)
+        loader = EvalLoader(self.evaluation, self.image_size, share)
         return self._eval_batches(loader, order.evaluation_steps(self.num_eval, batch_size))
 
-    def _eval_batches(self, loader: "_EvalLoader", steps: int) -> Iterator[Batch]:
-        with contextlib.closing(_load(loader, 0, steps, self.num_workers)) as loaded:
+    def _eval_batches(self, loader: EvalLoader, steps: int) -> Iterator[Batch]:
+        with contextlib.closing(load(loader, 0, steps, self.num_workers)) as loaded:
             for batch, _ in loaded:
                 yield batch
 
@@ -184,131 +173,6 @@ def open_prepared(
         num_workers=num_workers,
         tolerate_bad_images=tolerate_bad_images,
     )
-
-
-class _Fault(NamedTuple):
-    example: int
-    message: str
-
-
-class _Loaded(NamedTuple):
-    batch: Batch
-    faults: tuple[_Fault, ...]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _TrainLoader:
-    """Loads the training batch of a step."""
-
-    split: Split
-    image_size: int
-    share: order.Share
-    seed: int
-    tolerate: int
-
-    def __call__(self, step: int) -> _Loaded:
-        count = len(self.split.records)
-        epochs, examples = order.training_examples(self.share.positions(step), count, self.seed)
-        batch = _empty_batch(self.share.rows, self.image_size)
-        faults: list[_Fault] = []
-        for row, (epoch, index) in enumerate(zip(epochs, examples, strict=True)):
-            image, label = self._load(int(epoch), int(index), faults)
-            batch["image"][row], batch["label"][row] = image, label
-        batch["index"][:] = np.arange(self.share.first, self.share.first + self.share.rows)
-        return _Loaded(batch, tuple(faults))
-
-    def _load(self, epoch: int, index: int, faults: list[_Fault]) -> tuple[np.ndarray, int]:
-        count = len(self.split.records)
-        # More bad images in a row than tolerated in all need not be skipped.
-        for candidate in range(index, index + self.tolerate + 1):
-            candidate %= count
-            try:
-                return self._crop(epoch, candidate)
-            except BadImageError as error:
-                if not self.tolerate:
-                    raise
-                faults.append(_Fault(candidate, str(error)))
-        raise _too_many(len(faults), self.tolerate, faults)
-
-    def _crop(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
-        example = self.split.example(index)
-        image = self.split.decode(index, example)
-        # The 1 keeps these numbers apart from those of the permutations, keyed (seed, epoch).
-        random = np.random.default_rng((self.seed, epoch, index, 1))
-        box = decode.random_resized_box(image.width, image.height, random)
-        return decode.crop(image, box, self.image_size), example.label
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _EvalLoader:
-    """Loads the evaluation batch of a step."""
-
-    split: Split
-    image_size: int
-    share: order.Share
-
-    def __call__(self, step: int) -> _Loaded:
-        positions = self.share.positions(step)
-        examples, mask = order.evaluation_examples(positions, len(self.split.records))
-        batch = _empty_batch(self.share.rows, self.image_size)
-        for row in np.flatnonzero(mask):
-            index = int(examples[row])
-            example = self.split.example(index)
-            image = self.split.decode(index, example)
-            box = decode.central_box(image.width, image.height)
-            batch["image"][row] = decode.crop(image, box, self.image_size)
-            batch["label"][row] = example.label
-        batch["index"][:] = positions
-        return _Loaded(batch | {"mask": mask}, ())
-
-
-def _too_many(count: int, tolerate: int, faults: Sequence[_Fault]) -> BadImageError:
-    return BadImageError(
-        f"{count} bad images, tolerate_bad_images is {tolerate}; the last: {faults[-1].message}"
-    )
-
-
-def _empty_batch(rows: int, image_size: int) -> Batch:
-    return {
-        "image": np.zeros((rows, image_size, image_size, 3), np.uint8),
-        "label": np.zeros(rows, np.int32),
-        "index": np.zeros(rows, np.int32),
-    }
-
-
-def _load(
-    loader: Callable[[int], _Loaded], start: int, stop: int, num_workers: int
-) -> Generator[_Loaded, None, None]:
-    """Loads the batches of steps start to stop - 1, in order; workers end with the iterator."""
-    # grain reads a flag of its own that only an absl program has parsed.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    steps = grain.MapDataset.range(start, stop).map(cast(Any, loader))
-    # A step is a whole batch already: reading ahead is left to the workers, one batch each.
-    batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    iterator = iter(
-        batches.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=num_workers),
-            worker_init_fn=_end_with_parent,
-        )
-    )
-    try:
-        yield from iterator
-    finally:
-        iterator.close()
-
-
-def _end_with_parent(worker_index: int, worker_count: int) -> None:
-    """Ends this worker when the process that started it is gone, however it went."""
-    del worker_index, worker_count
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, name="end with parent", daemon=True).start()
 
 
 def _allow_open_files() -> None:

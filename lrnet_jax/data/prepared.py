@@ -153,7 +153,12 @@ def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Pre
     """
     import tensorflow_datasets as tfds
 
-    info = tfds.builder_from_directory(folder).info
+    try:
+        info = tfds.builder_from_directory(folder).info
+    except Exception as error:  # of several kinds, few of which name a file
+        raise DamagedDatasetError(
+            f"{folder}: dataset_info.json or features.json cannot be read: {error}; copy them again"
+        ) from error
     file_format = info.file_format.value if info.file_format else "tfrecord"
     if file_format not in ("array_record", "tfrecord"):
         raise ValueError(

@@ -13,6 +13,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import itertools
+import logging
 import os
 import pathlib
 import struct
@@ -169,6 +170,7 @@ def _tfrecord_index(paths: Sequence[str], lengths: Sequence[int]) -> tuple[np.nd
     cache = _cache_file(paths)
     if cache.exists():
         return tuple(np.split(np.load(cache), ends))
+    logging.info("indexing %d TFRecord shards, once; this reads every record's header", len(paths))
     offsets = _in_threads(_walk_tfrecords, paths)
     _compare_lengths(paths, lengths, [len(shard) for shard in offsets])
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -94,3 +94,12 @@ def test_every_kind_becomes_rgb(mode, format):
     if mode in ("RGB", "CMYK"):
         error = np.asarray(image, int) - np.asarray(source.convert("RGB"), int)
         assert np.abs(error).mean() < 12
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, 0.5, 0.9])
+def test_a_truncated_image_raises(keep):
+    buffer = io.BytesIO()
+    photo(120, 100).save(buffer, "JPEG")
+    data = buffer.getvalue()
+    with pytest.raises(OSError, match=r"(?i)cannot identify|truncated"):
+        decode.decode(data[: keep if isinstance(keep, int) else int(keep * len(data))])

@@ -329,6 +329,24 @@ def test_shard_lengths_are_checked(copy):
         open_miniature(folder.parents[1])
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", ["", "{", None])
+def test_unreadable_descriptions(copy, name, content):
+    folder = copy("array_record")
+    if content is None:
+        (folder / "features.json").unlink()
+    else:
+        (folder / name).write_text(content)
+    with pytest.raises(DamagedDatasetError, match=rf"{folder}: dataset_info\.json or features"):
+        open_miniature(folder.parents[1])
+
+
+def test_a_data_set_without_class_names(copy):
+    folder = copy("array_record")
+    (folder / "label.labels.txt").unlink()
+    assert open_miniature(folder.parents[1]).class_names is None
+
+
 def test_both_splits_are_needed(copy):
     folder = copy("array_record")
     rewrite_info(folder, lambda info: info["splits"].pop(1))
@@ -391,17 +409,23 @@ def test_errors_come_at_the_call(dataset):
 
 
 WITH_WORKERS = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys
 from lrnet_jax.data import imagenet
 
 if __name__ == "__main__":
+    told = []
+    signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     counts = {"train": 18, "validation": 10}
     dataset = imagenet.open_prepared(
-        "imagenet2012", data_dir=sys.argv[1], num_workers=2, expected_counts=counts)
+        "imagenet2012", data_dir=sys.argv[1], num_workers=1, expected_counts=counts)
     batches = dataset.train_batches(4, seed=0)
     next(batches)
     print(*(process.pid for process in multiprocessing.active_children()), flush=True)
-    time.sleep(60)
+    while not told:
+        next(batches)
+    for _ in range(20):
+        next(batches)
+    print("finished")
 """
 
 
@@ -414,8 +438,9 @@ def runs(pid):
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="needs /proc")
-def test_workers_end_with_their_parent(prepared_dir, tmp_path):
-    """SIGKILL: nothing in the parent can tidy up; any other end is easier."""
+@pytest.mark.parametrize("end", ["SIGTERM", "SIGKILL"])
+def test_workers_end_with_their_parent(prepared_dir, tmp_path, end):
+    """SIGTERM to all of them: the parent finishes its work first. SIGKILL: it cannot tidy up."""
     script = tmp_path / "with_workers.py"
     script.write_text(WITH_WORKERS)
     paths = [str(pathlib.Path.cwd()), os.environ.get("PYTHONPATH", "")]
@@ -424,15 +449,21 @@ def test_workers_end_with_their_parent(prepared_dir, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        start_new_session=True,
     )
     with parent:
         workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
+        assert len(workers) == 1
         assert all(map(runs, workers))
-        parent.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 10
+        if end == "SIGTERM":
+            os.killpg(parent.pid, signal.SIGTERM)
+            assert parent.communicate(timeout=30)[0] == "finished\n"
+            assert parent.returncode == 0
+        else:
+            parent.kill()
+    limit = time.monotonic() + 10
     while any(map(runs, workers)):
-        assert time.monotonic() < end, "workers outlive their parent"
+        assert time.monotonic() < limit, "workers outlive their parent"
         time.sleep(0.05)
 
 
