@@ -16,7 +16,8 @@ from lrnet_jax.training.optimizer import sgd
 
 TINY = lrnet_jax.Variant(
     depths=(1, 1), width=8, stage_channels=16, stem_channels=8, stem_kernel_size=3,
-    stem_strides=1, stem_pool=False, kernel_size=3, channels_per_group=4, implementation="reference",
+    stem_strides=1, stem_pool=False, kernel_size=3, channels_per_group=4,
+    implementation="reference",
 )  # fmt: skip
 MEAN, STD = (127.0, 127.0, 127.0), (60.0, 60.0, 60.0)
 
