@@ -1,0 +1,203 @@
+"""The main job end to end, on a network that takes seconds."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import config as configs
+from experiments.config import ConfigError, override
+from experiments.evaluate import evaluate_checkpoint
+from experiments.recipes import RECIPES
+from experiments.train import RESULT, train
+from lrnet_jax.training import checkpoints
+from lrnet_jax.training.reporting import METRICS
+
+
+def tiny(**changes):
+    """quickstart cut down to 8 steps of a network that compiles in seconds."""
+    config = RECIPES["quickstart"]
+    for path, text in {
+        "model.depths": "1",
+        "model.width": "4",
+        "model.stage_channels": "8",
+        "model.stem_channels": "4",
+        "model.kernel_size": "3",
+        "model.stem_kernel_size": "3",
+        "model.implementation": "reference",
+        "train.epochs": "0.0064",
+        "train.batch_size": "8",
+        "train.eval_batch_size": "600",  # 2,000 images: the tail is padded
+        "train.eval_every_epochs": "0",
+        "train.log_every": "3",
+        "train.checkpoint_every": "4",
+        **changes,
+    }.items():
+        config = override(config, path, text)
+    return config
+
+
+def metrics(workdir, kind="train"):
+    lines = (workdir / METRICS).read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run: (workdir, result)."""
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    return workdir, train(tiny(), workdir)
+
+
+def test_a_run_leaves_what_it_should(run):
+    workdir, result = run
+    assert [record["step"] for record in metrics(workdir)] == list(range(1, 9))
+    assert set(metrics(workdir)[0]) == {
+        "kind", "step", "loss", "accuracy", "gradient_norm", "learning_rate",
+    }  # fmt: skip
+    assert json.loads((workdir / RESULT).read_text()) == result
+    assert result["count"] == 2000
+    assert metrics(workdir, "eval") == [{"kind": "eval", **result}]
+    assert configs.load(workdir / configs.FILE) == tiny()
+    assert checkpoints.find_step(workdir).name == "8"
+
+
+def test_evaluate_reproduces_the_final_numbers_exactly(run):
+    workdir, result = run
+    assert evaluate_checkpoint(str(workdir)) == result
+
+
+def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):
+    """Stopped after step 6, two steps past its checkpoint: parameters and records as if never."""
+    whole, result = run
+    workdir = tmp_path / "stopped"
+
+    class PowerCutError(Exception):
+        pass
+
+    from experiments import train as module
+
+    def cut(batches, put):
+        for step, batch in enumerate(batches, start=1):
+            if step == 7:
+                raise PowerCutError
+            yield put(batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "prefetch", cut)
+        with pytest.raises(PowerCutError):
+            train(tiny(), workdir)
+    assert checkpoints.find_step(workdir).name == "4"
+    assert train(tiny(), workdir) == result
+    assert metrics(workdir) == metrics(whole)
+
+    arrays = []
+    for folder in (whole, workdir):
+        step = checkpoints.find_step(folder)
+        like = {
+            path: jax.ShapeDtypeStruct(*kind)
+            for path, kind in checkpoints.stored_shapes(step).items()
+        }
+        nested = {}
+        for path, leaf in like.items():
+            node = nested
+            *parents, last = path.split("/")
+            for name in parents:
+                node = node.setdefault(name, {})
+            node[last] = leaf
+        arrays.append(checkpoints.read_model(step, nested))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *arrays)
+
+
+def test_a_finished_run_is_evaluated_again_not_trained_again(run):
+    workdir, result = run
+    before = metrics(workdir)
+    assert train(tiny(), workdir) == result
+    assert metrics(workdir) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.batch_size": "6"}, "train.batch_size 6 is not divisible by 4 devices; use .*=4"),
+        ({"train.eval_batch_size": "3"}, "train.eval_batch_size 3 is not divisible by 4 devices"),
+        ({"model.batch_norm_images": "8"}, "2 images a device .* use --config.train.batch_size=32"),
+        ({"train.epochs": "0.0001"}, "is less than one step"),
+        ({"data.name": "fashion"}, "config.data: name must be"),
+    ],
+)
+def test_what_cannot_run_here_is_refused_before_anything_is_written(tmp_path, changes, message):
+    workdir = tmp_path / "run"
+    with pytest.raises(ConfigError, match=message) as raised:
+        train(tiny(**changes), workdir)
+    assert "\n" not in str(raised.value)
+    assert not workdir.exists()
+
+
+def test_a_workdir_of_another_run_is_left_alone(run):
+    workdir, _ = run
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"another configuration \(seed: 0 -> 1\)"):
+        train(dataclasses.replace(tiny(), seed=1), workdir)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("...")
+    with pytest.raises(ConfigError, match="is not empty and no run of ours"):
+        train(tiny(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def call(module, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{module}", *arguments],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("train", ["--config=quikstart"], "did you mean quickstart?"),
+        ("train", ["--config=quickstart", "--config.optim.lr=1"], "no field config.optim.lr"),
+        ("train", ["--config=quickstart", "--wrkdir=x"], "Did you mean: workdir"),
+        ("evaluate", ["--checkpoint=nowhere"], "nowhere is not a directory"),
+    ],
+)
+def test_the_command_line_ends_slips_in_one_line(module, arguments, message):
+    done = call(module, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stdout == ""
+
+
+def test_imagenet_that_is_not_here(tmp_path):
+    """The main job without its data says which files it needs, where it looked, what to type."""
+    done = call(
+        "train", "--config=lrnet50", f"--config.data.data_dir={tmp_path}",
+        f"--workdir={tmp_path / 'run'}",
+    )  # fmt: skip
+    assert done.returncode == 2
+    for text in (
+        "ILSVRC2012_img_train.tar",
+        "ILSVRC2012_img_val.tar",
+        str(tmp_path),
+        "python -m experiments.prepare_imagenet --manual_dir=DIR",
+    ):
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_lists_recipes_and_fields():
+    done = call("train", "--config=help")
+    assert done.returncode == 0
+    for text in (*RECIPES, "--config.optim.learning_rate=0.4", "--config.model.kernel_size=7"):
+        assert text in done.stdout
