@@ -66,8 +66,8 @@ class Network(nnx.Module):
         """The feature maps for dense tasks, in the variant's dtype.
 
         Returns:
-          "res1": the stem before its pool, stride 2; "res2", "res3", ...: the stages, strides 4,
-          8, ... (1, 1, 2, ... with a stem for small images).
+          "res1": the stem before its pool; "res2", "res3", ...: the stages. With the default stem
+          their strides are 2, 4, 8, and so on.
 
         Raises:
           ValueError: images are not (B, H, W, in_channels).

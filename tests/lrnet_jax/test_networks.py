@@ -100,9 +100,14 @@ def test_full_networks_trace_at_any_size(name, size):
     assert (out.shape, out.dtype) == ((2, 7), jnp.float32)
 
 
+@nnx.jit
+def apply(model, x):
+    return model(x)
+
+
 def evaluate(model, x):
     model.eval()
-    return np.asarray(nnx.jit(lambda model, x: model(x))(model, x))
+    return np.asarray(apply(model, x))
 
 
 def trained(variant, x):
@@ -111,8 +116,8 @@ def trained(variant, x):
     rng = np.random.default_rng(1)
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         if "prior" in path:
-            leaf[...] = leaf[...] + jnp.asarray(rng.normal(0, 0.5, leaf.shape), jnp.float32)
-    nnx.jit(lambda model, x: model(x))(model, x)
+            leaf[...] = leaf[...] + jax.device_put(rng.normal(0, 0.5, leaf.shape).astype("f4"))
+    apply(model, x)
     return model
 
 
@@ -151,7 +156,6 @@ def test_groups_of_images_reach_every_batch_norm():
     variant = small("resnet26", batch_norm_images=2)
     model = create(variant)
     x = images(4, 9, 9, 3)
-    apply = nnx.jit(lambda model, x: model(x))
     np.testing.assert_allclose(apply(model, x)[2:], apply(model, x[2:]), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="batch of 3 images"):
         model(x[:3])
