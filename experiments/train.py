@@ -8,6 +8,7 @@ The same command goes on from the last checkpoint. Ends with an evaluation of th
 Read top to bottom: configuration, data, network, state, loop, end.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -63,6 +64,11 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     check_devices(config)
     dataset = open_data(config)
     new = claim_workdir(config, workdir, dry_run=True)
+    if (workdir / RESULT).exists():
+        result = json.loads((workdir / RESULT).read_text())
+        print(f"{workdir} is finished; delete it to train again")
+        say_final(workdir, result)
+        return result
     steps_per_epoch = dataset.num_train / config.train.batch_size
     total_steps = round(config.train.epochs * steps_per_epoch)
     if total_steps < 1:
@@ -92,48 +98,56 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
     )
     state = steps.replicate(steps.init_state(params, batch_stats, optimizer, config.seed))
 
-    # ---- what there is already
-    claim_workdir(config, workdir)
-    manager = checkpoints.open_manager(workdir, keep=config.train.keep_checkpoints)
-    state = checkpoints.restore(manager, like=state) or state
-    first_step = int(jax.device_get(state.step))
-    metadata = describe_network(config, dataset)
+    with contextlib.ExitStack() as closing:  # however it ends, saves in flight are finished
+        # ---- what there is already
+        claim_workdir(config, workdir)
+        manager = closing.enter_context(
+            checkpoints.open_manager(workdir, keep=config.train.keep_checkpoints)
+        )
+        state = checkpoints.restore(manager, like=state) or state
+        first_step = int(jax.device_get(state.step))
+        metadata = describe_network(config, dataset)
 
-    # ---- the two compiled functions
-    train_step = steps.parallel(
-        steps.train_step(
-            functional,
-            optimizer,
-            schedule,
-            augment=make_augment(config, dataset),
-            label_smoothing=config.optim.label_smoothing,
-        ),
-        donate=True,
-    )
-    eval_step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
+        # ---- the two compiled functions
+        train_step = steps.parallel(
+            steps.train_step(
+                functional,
+                optimizer,
+                schedule,
+                augment=make_augment(config, dataset),
+                label_smoothing=config.optim.label_smoothing,
+            ),
+            donate=True,
+        )
+        eval_step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
 
-    def evaluation(state: steps.TrainState) -> dict[str, Any]:
-        batches = eval_batches(dataset, config.train.eval_batch_size)
-        return evaluate(eval_step, state.params, state.batch_stats, batches)
+        def evaluation(state: steps.TrainState) -> dict[str, Any]:
+            batches = eval_batches(dataset, config.train.eval_batch_size)
+            return evaluate(eval_step, state.params, state.batch_stats, batches)
 
-    # ---- the loop
-    reporter = Reporter(workdir, total_steps=total_steps, first_step=first_step)
-    say = reporter.line
-    say(f"{'new run' if new else f'resumed at step {first_step}'} in {workdir}")
-    if new:
-        say(f"configuration:\n{configs.describe(config)}")
-    say(
-        f"{config.network} ({count(params) / 1e6:.3f} M parameters) on {dataset.name} "
-        f"({dataset.num_train} + {dataset.num_eval} images), {total_steps} steps of "
-        f"{config.train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-    )
-    eval_every = round(config.train.eval_every_epochs * steps_per_epoch)
-    pending: list[Any] = []  # metrics still on the device
-    batches = prefetch(
-        dataset.train_batches(config.train.batch_size, seed=config.seed, start_step=first_step),
-        steps.shard,
-    )
-    try:
+        # ---- the loop
+        reporter = closing.enter_context(
+            Reporter(workdir, total_steps=total_steps, first_step=first_step)
+        )
+        say = reporter.line
+        say(f"{'new run' if new else f'resumed at step {first_step}'} in {workdir}")
+        if new:
+            say(f"configuration:\n{configs.describe(config)}")
+        say(
+            f"{config.network} ({count(params) / 1e6:.3f} M parameters) on {dataset.name} "
+            f"({dataset.num_train} + {dataset.num_eval} images), {total_steps} steps of "
+            f"{config.train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+        )
+        eval_every = round(config.train.eval_every_epochs * steps_per_epoch)
+        pending: list[Any] = []  # metrics still on the device
+        batches = closing.enter_context(
+            prefetch(
+                dataset.train_batches(
+                    config.train.batch_size, seed=config.seed, start_step=first_step
+                ),
+                steps.shard,
+            )
+        )
         for step in range(first_step + 1, total_steps + 1):
             batch = next(batches)
             with jax.transfer_guard("disallow"):  # a hidden copy a step would stall the device
@@ -158,24 +172,15 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 result = evaluation(state)
                 reporter.scalars("eval", step, result)
                 say(f"evaluation at step {step}: {describe_result(result)}")
-    finally:
-        batches.close()
 
-    # ---- the end: save first, then evaluate; nothing computed is lost
-    checkpoints.save(manager, state, metadata)
-    manager.wait_until_finished()
-    result = {"step": total_steps, **evaluation(state)}
-    reporter.scalars("eval", total_steps, result)
-    reporter.close()
-    manager.close()
+        # ---- the end: save first, then evaluate; nothing computed is lost
+        checkpoints.save(manager, state, metadata)
+        manager.wait_until_finished()
+        result = {"step": total_steps, **evaluation(state)}
+        reporter.scalars("eval", total_steps, result)
     write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-    print(
-        f"final: {describe_result(result)}\n"
-        f"after {duration(time.monotonic() - started)}; checkpoint in "
-        f"{workdir / checkpoints.FOLDER / str(total_steps)}\n"
-        f"next: python -m experiments.evaluate --checkpoint={workdir}\n"
-        f"      tensorboard --logdir={workdir}"
-    )
+    print(f"trained in {duration(time.monotonic() - started)}")
+    say_final(workdir, result)
     return result
 
 
@@ -251,6 +256,16 @@ def describe_result(result: dict[str, Any]) -> str:
     return (
         f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
         f"loss {result['loss']:.4f}  on {result['count']} images"
+    )
+
+
+def say_final(workdir: pathlib.Path, result: dict[str, Any]) -> None:
+    """The last lines of a run: what it reached, where it lies, what to type next."""
+    print(
+        f"final: {describe_result(result)}\n"
+        f"checkpoint: {workdir / checkpoints.FOLDER / str(result['step'])}\n"
+        f"next: python -m experiments.evaluate --checkpoint={workdir}\n"
+        f"      tensorboard --logdir={workdir}"
     )
 
 

@@ -81,6 +81,12 @@ class Reporter:
         else:
             print(text, file=self._stream, flush=True)
 
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._bar is not None:

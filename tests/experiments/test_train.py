@@ -113,11 +113,14 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *arrays)
 
 
-def test_a_finished_run_is_evaluated_again_not_trained_again(run):
+def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
     workdir, result = run
-    before = metrics(workdir)
+    before = (workdir / METRICS).read_text()
     assert train(tiny(), workdir) == result
-    assert metrics(workdir) == before
+    assert (workdir / METRICS).read_text() == before
+    said = capsys.readouterr().out
+    assert f"{workdir} is finished" in said
+    assert f"final: top-1 {result['top1']:.2f} %" in said
 
 
 @pytest.mark.parametrize(
