@@ -79,9 +79,16 @@ def prepare(
         )
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder("imagenet2012", data_dir=data_dir, file_format=file_format)
+    builder = tfds.builder("imagenet2012", data_dir=data_dir)
     target = pathlib.Path(builder.data_dir)
-    if not target.exists():
+    if target.exists():
+        found = builder.info.file_format
+        if found is None or found.value != file_format:
+            raise PreparationError(
+                f"{target} is there already, in {found and found.value} format, not {file_format}; "
+                "training reads both, so keep it, or delete it first"
+            )
+    else:
         refuse_leftovers(target)
         check_tars(manual_dir, counts, builder.info.features["label"].names)
         check_space(manual_dir, data_dir)
