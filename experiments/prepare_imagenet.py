@@ -13,6 +13,7 @@ labels after it without a word), the number of images, the free disk space. Afte
 the labels of a sample of images against their file names.
 """
 
+import argparse
 import importlib.util
 import pathlib
 import re
@@ -24,7 +25,6 @@ from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
 from tqdm import tqdm
 
 from lrnet_jax.data import imagenet, prepared, records
@@ -79,9 +79,16 @@ def prepare(
         )
     import tensorflow_datasets as tfds
 
-    builder = tfds.builder("imagenet2012", data_dir=data_dir, file_format=file_format)
+    builder = tfds.builder("imagenet2012", data_dir=data_dir)
     target = pathlib.Path(builder.data_dir)
-    if not target.exists():
+    if target.exists():
+        found = builder.info.file_format
+        if found is None or found.value != file_format:
+            raise PreparationError(
+                f"{target} is there already, in {found and found.value} format, not {file_format}; "
+                "training reads both, so keep it, or delete it first"
+            )
+    else:
         refuse_leftovers(target)
         check_tars(manual_dir, counts, builder.info.features["label"].names)
         check_space(manual_dir, data_dir)
@@ -252,29 +259,41 @@ def end_orderly_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM, unfinished files removed"))
 
 
-_MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, f"folder of {TRAIN_TAR} and {VALIDATION_TAR}", required=True
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "where the data set is written; default $TFDS_DATA_DIR, ~/tensorflow_datasets"
-)
-_FILE_FORMAT = flags.DEFINE_enum(
-    "file_format", "array_record", ["array_record", "tfrecord"], "of the files written"
-)
-
-
-def main(arguments: list[str]) -> None:
-    """Runs `prepare` with the flags; errors that a user can mend end it with one message."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected arguments {arguments[1:]}; flags begin with --")
+def main() -> None:
+    """Runs `prepare` with the command line; what a user can mend ends it with one message."""
+    parser = argparse.ArgumentParser(
+        description="Prepares ImageNet (ILSVRC 2012) for training from its two tar files."
+    )
+    parser.add_argument(
+        "--manual_dir",
+        type=pathlib.Path,
+        required=True,
+        help=f"folder of {TRAIN_TAR} and {VALIDATION_TAR}",
+    )
+    parser.add_argument(
+        "--data_dir",
+        type=pathlib.Path,
+        default=prepared.default_data_dir(),
+        help="where the data set is written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--file_format",
+        choices=["array_record", "tfrecord"],
+        default="array_record",
+        help="of the files written (default: %(default)s)",
+    )
+    arguments = parser.parse_args()
     end_orderly_on_sigterm()
-    data_dir = pathlib.Path(_DATA_DIR.value or prepared.default_data_dir()).expanduser()
     try:
-        target = prepare(pathlib.Path(_MANUAL_DIR.value).expanduser(), data_dir, _FILE_FORMAT.value)
+        target = prepare(
+            arguments.manual_dir.expanduser(),
+            arguments.data_dir.expanduser(),
+            arguments.file_format,
+        )
     except (PreparationError, records.DamagedDatasetError) as error:
         sys.exit(f"prepare_imagenet: {error}")
     print(f"ImageNet is ready: {target}")
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()

@@ -172,6 +172,9 @@ def test_the_real_builder(tars, tmp_path, file_format):
     # Again: nothing to build, so the tars are no longer needed.
     shutil.rmtree(tars)
     assert prepare(tars, tmp_path / "data", file_format, counts=COUNTS) == target
+    other = next(name for name in miniature.FORMATS if name != file_format)
+    with pytest.raises(PreparationError, match=f"already, in {file_format} format, not {other}"):
+        prepare(tars, tmp_path / "data", other, counts=COUNTS)
 
 
 @needs_tensorflow
