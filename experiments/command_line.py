@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from experiments.config import Config, ConfigError, describe, override
+from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training.checkpoints import CheckpointError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
@@ -33,7 +34,7 @@ def run(main: Callable[[], None]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             main()
-        except (ConfigError, CheckpointError, FileNotFoundError) as error:
+        except (ConfigError, CheckpointError, DamagedDatasetError, MissingDatasetError) as error:
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)

@@ -33,7 +33,8 @@ class Data:
       name: a data set of `lrnet_jax.data.open_dataset`.
       data_dir: where prepared data sets lie; none for TFDS's own default.
       image_size: height and width in training and evaluation; none for the data set's own.
-      workers: processes that read and decode, for sets that are read from disk.
+      workers: processes that read and decode, for sets that are read from disk; none for one per
+        CPU core.
       tolerate_bad_images: how many undecodable training images may be replaced; evaluation
         tolerates none.
       flip: mirror training images at random.
@@ -43,13 +44,14 @@ class Data:
     name: str = "imagenet2012"
     data_dir: str | None = None
     image_size: int | None = None
-    workers: int = 8
+    workers: int | None = None
     tolerate_bad_images: int = 0
     flip: bool = True
     shift: int = 0
 
     def __post_init__(self) -> None:
-        _at_least("data.workers", self.workers, 0)
+        if self.workers is not None:
+            _at_least("data.workers", self.workers, 0)
         _at_least("data.tolerate_bad_images", self.tolerate_bad_images, 0)
         _at_least("data.shift", self.shift, 0)
         if self.image_size is not None:

@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     Raises:
       CheckpointError: it cannot be read.
       ConfigError: its configuration cannot be evaluated here.
-      FileNotFoundError: the data set is not on this machine.
+      MissingDatasetError: the data set is not on this machine.
     """
     model, metadata = lrnet_jax.load_checkpoint(path)
     config = configs.from_dict(metadata["config"])

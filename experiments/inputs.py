@@ -16,11 +16,16 @@ def open_data(config: Config) -> Dataset:
 
     Raises:
       ConfigError: no such data set, or it cannot be had as asked for.
-      FileNotFoundError: it is not on this machine; says how to get it.
+      MissingDatasetError: it is not on this machine; says how to get it.
+      DamagedDatasetError: its files are not what they should be.
     """
     try:
         return open_dataset(
-            config.data.name, data_dir=config.data.data_dir, image_size=config.data.image_size
+            config.data.name,
+            data_dir=config.data.data_dir,
+            image_size=config.data.image_size,
+            num_workers=config.data.workers,
+            tolerate_bad_images=config.data.tolerate_bad_images,
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error

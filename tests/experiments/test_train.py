@@ -1,5 +1,6 @@
 """The main job end to end, on a network that takes seconds."""
 
+import contextlib
 import dataclasses
 import json
 import subprocess
@@ -88,7 +89,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
             yield put(batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "prefetch", cut)
+        patch.setattr(module, "prefetch", lambda *a: contextlib.closing(cut(*a)))
         with pytest.raises(PowerCutError):
             train(tiny(), workdir)
     assert checkpoints.find_step(workdir).name == "4"
@@ -130,7 +131,7 @@ def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
         ({"train.eval_batch_size": "3"}, "train.eval_batch_size 3 is not divisible by 4 devices"),
         ({"model.batch_norm_images": "8"}, "2 images a device .* use --config.train.batch_size=32"),
         ({"train.epochs": "0.0001"}, "is less than one step"),
-        ({"data.name": "fashion"}, "config.data: name must be"),
+        ({"data.image_size": "0"}, "data.image_size must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_run_here_is_refused_before_anything_is_written(tmp_path, changes, message):
