@@ -1,0 +1,49 @@
+# Everything on a fresh machine with Python (3.11 to 3.13) and make:  make quickstart,  make test
+
+PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+READY  := $(VENV)/.installed
+
+.PHONY: help env quickstart test test-slow lint format lock clean
+
+help:
+	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
+	@echo "make test         install, run the tests"
+	@echo "make test-slow    the long random sweeps, which CI runs once"
+	@echo "make lint         formatter, linter, type checker"
+	@echo "make lock         resolve the dependencies again"
+	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment"
+
+env: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"lrnet-jax needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+quickstart: $(READY)
+	$(PY) -m experiments.train --config=quickstart --workdir=runs/quickstart
+
+test: $(READY)
+	$(PY) -m pytest
+
+test-slow: $(READY)
+	$(PY) -m pytest -m slow
+
+lint: $(READY)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(READY)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+lock:
+	uv pip compile --universal --no-annotate --no-header --generate-hashes --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
