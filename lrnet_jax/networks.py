@@ -206,6 +206,7 @@ def _make_layer(
         "normalization": variant.normalization,
         "prior": variant.prior,
         "prior_hidden": variant.prior_hidden,
+        "prior_stddev": variant.prior_stddev,
         "dtype": dtype,
         "rngs": rngs,
     }

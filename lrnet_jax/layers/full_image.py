@@ -36,6 +36,7 @@ class FullImageRelation(nnx.Module):
       normalization: "softmax" or "none".
       prior: "network", "table" (over the distinct differences) or "none".
       prior_hidden: hidden width of the prior network, None for G.
+      prior_stddev: standard deviation of the prior network's initial output weights.
       dtype: of activations.
       rngs: where the initial weights come from.
 
@@ -59,6 +60,7 @@ class FullImageRelation(nnx.Module):
         normalization: Normalization = "softmax",
         prior: Prior = "network",
         prior_hidden: int | None = None,
+        prior_stddev: float = 0.01,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
@@ -89,7 +91,7 @@ class FullImageRelation(nnx.Module):
         self.key = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
         size = output_size or (1, 1)
         distinct = (len(differences(size[0], pool)), len(differences(size[1], pool)))
-        self.prior = make_prior(prior, groups, distinct, prior_hidden, rngs)
+        self.prior = make_prior(prior, groups, distinct, prior_hidden, prior_stddev, rngs)
         self.output = channel_transformation(in_features, out_features, dtype=dtype, rngs=rngs)
 
     def geometric_prior(self, ho: int, wo: int) -> jax.Array | None:

@@ -33,13 +33,17 @@ class PriorNetwork(nnx.Module):
       groups: G.
       hidden: width of the hidden layer. G, the default, gives the parameter counts of the paper
         to the digits that it prints; it states neither this width nor the initial values.
+      stddev: of the initial output weights. At 0.01 the prior starts almost flat and training bends
+        it; at 1 each group starts with a window of its own.
       rngs: where the initial weights come from.
 
     Source: Section 3.3 of the paper; the hidden width follows from its counts, the initial values
-    are ours: an almost flat prior, bent by training.
+    are ours.
     """
 
-    def __init__(self, groups: int, hidden: int | None = None, *, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, groups: int, hidden: int | None = None, stddev: float = 0.01, *, rngs: nnx.Rngs
+    ) -> None:
         hidden = groups if hidden is None else hidden
         self.hidden = nnx.Linear(
             2,
@@ -53,7 +57,7 @@ class PriorNetwork(nnx.Module):
             hidden,
             groups,
             precision="highest",
-            kernel_init=functools.partial(normal, stddev=0.01),
+            kernel_init=functools.partial(normal, stddev=stddev),
             bias_init=zeros,
             rngs=rngs,
         )
@@ -97,11 +101,12 @@ def make_prior(
     groups: int,
     size: tuple[int, int],
     hidden: int | None,
+    stddev: float,
     rngs: nnx.Rngs,
 ) -> PriorNetwork | PriorTable | None:
     """The prior module of a kind, for `size` = (Ny, Nx) positions."""
     if kind == "network":
-        return PriorNetwork(groups, hidden, rngs=rngs)
+        return PriorNetwork(groups, hidden, stddev, rngs=rngs)
     if kind == "table":
         return PriorTable(groups, size)
     if kind == "none":

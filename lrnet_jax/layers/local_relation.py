@@ -41,6 +41,7 @@ class LocalRelation(nnx.Module):
       prior: "network" (a small network of the relative position), "table" (a learnt logit for
         each tap, the paper's G*) or "none".
       prior_hidden: hidden width of the prior network, None for G.
+      prior_stddev: standard deviation of the prior network's initial output weights.
       dilation: distance between taps in input pixels.
       dtype: of activations, None for that of input and parameters together. Parameters are
         float32, and so are similarity, softmax and sums.
@@ -64,6 +65,7 @@ class LocalRelation(nnx.Module):
         normalization: Normalization = "softmax",
         prior: Prior = "network",
         prior_hidden: int | None = None,
+        prior_stddev: float = 0.01,
         dilation: int = 1,
         dtype: jnp.dtype | None = None,
         implementation: str | None = None,
@@ -92,7 +94,9 @@ class LocalRelation(nnx.Module):
         depth = groups * query_key_dim
         self.query = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
         self.key = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
-        self.prior = make_prior(prior, groups, (kernel_size, kernel_size), prior_hidden, rngs)
+        self.prior = make_prior(
+            prior, groups, (kernel_size, kernel_size), prior_hidden, prior_stddev, rngs
+        )
         self.output = channel_transformation(in_features, out_features, dtype=dtype, rngs=rngs)
 
     def geometric_prior(self) -> jax.Array | None:
