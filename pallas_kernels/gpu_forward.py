@@ -29,8 +29,8 @@ from pallas_kernels.gpu_lanes import (
     Similarity,
     Strips,
     Vector,
+    base,
     both,
-    far_value,
     load_depth,
     load_priors,
     loop,
@@ -112,9 +112,12 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     live = None if strips.lanes % tile.lanes == 0 else lane < strips.lanes
     image, y, x0, unit = strips.place(jnp.minimum(lane, strips.lanes - 1))
     group, chunk = unit // problem.chunks, unit % problem.chunks
-    pixel = (image * ho + y) * wo + x0
     channels = Channels.of(problem, group, chunk)
+    last_pixel = (image * ho + y) * wo + x0 + (strip - 1)
+    outputs = channels.bases(last_pixel)
+    weights = base(last_pixel * problem.groups + group)
     taps = _taps(problem, strip)
+    last = max(taps)
 
     def pixels(masked: bool) -> list[Vector | None]:
         if not masked or wo % strip == 0:
@@ -122,26 +125,31 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         return [both(live, x0 + i < wo) for i in range(strip)]
 
     def load_query(mask: list[Vector | None]) -> list[list[Vector]]:
-        index = (pixel * problem.groups + group) * problem.depth
+        index = base((last_pixel * problem.groups + group) * problem.depth)
         step = problem.groups * problem.depth
         return [
-            load_depth(alu, problem, q_ref, index + i * step, mask[i]) for i in range(strip)
+            load_depth(alu, problem, q_ref, index + (i + 1 - strip) * step, mask[i])
+            for i in range(strip)
         ]
 
-    def window_row(row: Any) -> tuple[Vector, Vector]:
-        """Index of the strip's first key in a window row, and whether the image has the row."""
+    def window_row(row: Any) -> tuple[Vector, list[Vector], Vector]:
+        """Indices of the strip's last key and value in a window row, and whether the row exists."""
         yi = y * s + row * spec.dilation - pad_y
         clamped = jnp.clip(yi, 0, problem.height - 1)
-        start = (image * problem.height + clamped) * problem.width + x0 * s - pad_x
-        return start, (yi >= 0) & (yi < problem.height)
+        end = (image * problem.height + clamped) * problem.width + x0 * s + (last - pad_x)
+        keys = base((end * problem.groups + group) * problem.depth)
+        return keys, channels.bases(end), (yi >= 0) & (yi < problem.height)
 
     def column_mask(column: int) -> Vector:
         x = (x0 * s + (column - pad_x)).astype(jnp.uint32)  # one comparison: negative is large
         return x < problem.width
 
-    def load_key(start: Vector, column: int, mask: Vector | None) -> list[Vector]:
-        index = ((start + column) * problem.groups + group) * problem.depth
+    def load_key(keys: Vector, column: int, mask: Vector | None) -> list[Vector]:
+        index = keys + (column - last) * problem.groups * problem.depth
         return load_depth(alu, problem, k_ref, index, mask, far=problem.softmax)
+
+    def load_value(values: list[Vector], column: int, mask: Vector | None) -> list[jax.Array]:
+        return channels.load_near(alu, v_ref, values, column - last, mask)
 
     def once(masked: bool) -> jax.Array:
         """One pass without a maximum. Returns whether it must be done again."""
@@ -154,14 +162,14 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
 
         def body(row: Any, carry: Any) -> Any:
             total, acc = list(carry[0]), list(carry[1])
-            start, valid = window_row(row)
+            keys, values, valid = window_row(row)
             priors = load_priors(problem, True, prior_refs, row, group, valid)
             for column, users in taps.items():
                 mask = both(
                     column_mask(column) if masked else None, valid if mask_rows else None
                 )
-                k = load_key(start, column, mask)
-                v = channels.load(alu, v_ref, start + column, mask)
+                k = load_key(keys, column, mask)
+                v = load_value(values, column, mask)
                 for i, dx in users:
                     weight, _ = similarity.logit(q[i], k, priors[dx])
                     if problem.softmax:
@@ -176,7 +184,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         total, acc = loop(kh, body, ([zero] * strip, [channels.zeros()] * strip))
         if not problem.softmax:
             for i in range(strip):
-                channels.store(alu, out_ref, pixel + i, acc[i], ok[i])
+                channels.store(alu, out_ref, outputs, i + 1 - strip, acc[i], ok[i])
             return jnp.int32(0)
         bad = jnp.zeros((tile.lanes,), bool)
         for i in range(strip):
@@ -194,10 +202,10 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         i: int, shift: Vector, total: Vector, acc: list[jax.Array], ok: Vector | None
     ) -> None:
         factor = alu.reciprocal(total)
-        channels.store(alu, out_ref, pixel + i, [a * factor[:, None] for a in acc], ok)
+        channels.store(alu, out_ref, outputs, i + 1 - strip, [a * factor[:, None] for a in acc], ok)
         if problem.chunks > 1:
             ok = both(ok, chunk == 0)
-        index = (pixel + i) * problem.groups + group
+        index = weights + (i + 1 - strip) * problem.groups
         store(alu, normalizer_refs[0], index, shift, ok)
         store(alu, normalizer_refs[1], index, factor, ok)
 
@@ -208,27 +216,28 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         q = [similarity.centre(x) for x in load_query(ok)]
 
         def logits(row: Any) -> Any:
-            start, valid = window_row(row)
+            keys, values, valid = window_row(row)
             priors = load_priors(problem, False, prior_refs, row, group, valid)
             for column, users in taps.items():
                 mask = valid & column_mask(column)
-                k = load_key(start, column, mask)
+                k = load_key(keys, column, mask)
+                place = (values, column, mask)
                 for i, dx in users:
                     logit, _ = similarity.logit(q[i], k, priors[dx])
-                    yield column, start, mask, i, jnp.where(mask, logit, -jnp.inf)
+                    yield place, i, jnp.where(mask, logit, -jnp.inf)
 
         def find(row: Any, largest: Any) -> Any:
             largest = list(largest)
-            for _, _, _, i, logit in logits(row):
+            for _, i, logit in logits(row):
                 largest[i] = jnp.maximum(largest[i], logit)
             return largest
 
         def add(row: Any, carry: Any) -> Any:
             total, acc = list(carry[0]), list(carry[1])
             here = None
-            for column, start, mask, i, logit in logits(row):
-                if column != here:
-                    here, v = column, channels.load(alu, v_ref, start + column, mask)
+            for place, i, logit in logits(row):
+                if place is not here:
+                    here, v = place, load_value(*place)
                 weight = alu.exp2((logit - largest[i]) * LOG2E)
                 total[i] = total[i] + weight
                 acc[i] = [alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i])]

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.spec import Spec
@@ -329,6 +330,15 @@ def load_depth(
     return parts
 
 
+def base(index: Vector, multiple: int = 1) -> Vector:
+    """An index that the compiler knows to be no less than 0 (and a multiple of something).
+
+    Constants added to it must not be positive. Then no addition can overflow, and LLVM folds them
+    into the load instruction; otherwise every load costs two instructions for its address.
+    """
+    return pl.multiple_of(index & 0x7FFFFFFF, multiple)
+
+
 @dataclasses.dataclass(frozen=True)
 class Channels:
     """Which channels a lane holds: vectors of `problem.vector` from channel `start` on.
@@ -359,21 +369,50 @@ class Channels:
             masks.append(mask)
         return cls(problem, start, tuple(masks))
 
-    def load(self, alu: Alu, ref: Any, pixel: Vector, mask: Vector | None) -> list[jax.Array]:
-        """The channels of a pixel as float32 (N, vector) pieces, 0 where there are none."""
-        index, size = pixel * self.problem.channels + self.start, self.problem.vector
+    def bases(self, pixel: Vector) -> list[Vector]:
+        """Index of each vector at a pixel; for one that does not exist, of the first vector.
+
+        Reading something in place of nothing needs neither a mask nor zeros; who reads it must
+        multiply by zero or not store the result.
+        """
+        size = self.problem.vector
+        index = pixel * self.problem.channels + self.start
+        out = []
+        for i, exists in enumerate(self.masks):
+            offset = i * size if exists is None else jnp.where(exists, i * size, 0)
+            out.append(base(index + offset, size))
+        return out
+
+    def load_near(
+        self, alu: Alu, ref: Any, bases: list[Vector], columns: int, mask: Vector | None
+    ) -> list[jax.Array]:
+        """The channels `columns` (<= 0) pixels from `bases` as float32 (N, vector) pieces."""
+        size, offset = self.problem.vector, columns * self.problem.channels
+        return [alu.widen(load(ref, span(index, offset, size), mask)) for index in bases]
+
+    def load(
+        self, alu: Alu, ref: Any, bases: list[Vector], columns: int, mask: Vector | None
+    ) -> list[jax.Array]:
+        """As `load_near`, with 0 for channels that do not exist."""
+        size, offset = self.problem.vector, columns * self.problem.channels
         return [
-            alu.widen(load(ref, span(index, i * size, size), both(mask, exists)))
-            for i, exists in enumerate(self.masks)
+            alu.widen(load(ref, span(index, offset, size), both(mask, exists)))
+            for index, exists in zip(bases, self.masks, strict=True)
         ]
 
     def store(
-        self, alu: Alu, ref: Any, pixel: Vector, pieces: list[jax.Array], mask: Vector | None
+        self,
+        alu: Alu,
+        ref: Any,
+        bases: list[Vector],
+        columns: int,
+        pieces: list[jax.Array],
+        mask: Vector | None,
     ) -> None:
-        """Writes the channels of a pixel."""
-        index, size = pixel * self.problem.channels + self.start, self.problem.vector
-        for i, (piece, exists) in enumerate(zip(pieces, self.masks, strict=True)):
-            store(alu, ref, span(index, i * size, size), piece, both(mask, exists))
+        """Writes the channels `columns` (<= 0) pixels from `bases`."""
+        size, offset = self.problem.vector, columns * self.problem.channels
+        for index, piece, exists in zip(bases, pieces, self.masks, strict=True):
+            store(alu, ref, span(index, offset, size), piece, both(mask, exists))
 
     def zeros(self) -> list[jax.Array]:
         """Accumulators."""
