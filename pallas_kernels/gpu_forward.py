@@ -116,7 +116,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     last_pixel = (image * ho + y) * wo + x0 + (strip - 1)
     outputs = channels.bases(last_pixel)
     weights = base(last_pixel * problem.groups + group)
-    taps = _taps(problem, strip)
+    taps = window_columns(problem, strip)
     last = max(taps)
 
     def pixels(masked: bool) -> list[Vector | None]:
@@ -250,7 +250,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         for i in range(strip):
             finish(i, largest[i], total[i], acc[i], ok[i])
 
-    low, high = _free_strips(problem, strip)
+    low, high = strip_range(problem, strip)
     if problem.softmax and low <= high:
         free = strips.inside(first, tile.lanes, low, high)
         bad = jax.lax.cond(free, lambda: once(masked=False), lambda: once(masked=True))
@@ -260,7 +260,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         pl.when(bad > 0)(again)
 
 
-def _taps(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
+def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
     """Column of keys, counted from the strip's first -> the (pixel, tap) pairs that look at it."""
     taps: dict[int, list[tuple[int, int]]] = {}
     for i in range(strip):
@@ -270,7 +270,7 @@ def _taps(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
     return dict(sorted(taps.items()))
 
 
-def _free_strips(problem: Problem, strip: int) -> tuple[int, int]:
+def strip_range(problem: Problem, strip: int) -> tuple[int, int]:
     """Numbers of the first and last strip whose windows stay between the left and right border."""
     pad, s = problem.spec.padding[1], problem.spec.stride
     last = min(problem.out_size[1] - 1, (problem.width - 1 - pad) // s)

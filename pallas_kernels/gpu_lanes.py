@@ -330,6 +330,14 @@ def load_depth(
     return parts
 
 
+def store_depth(
+    alu: Alu, problem: Problem, ref: Any, index: Vector, parts: list[Vector], mask: Vector | None
+) -> None:
+    """Writes the D components of a query's or key's gradient."""
+    for i, part in enumerate(parts):
+        store(alu, ref, index + i, part, mask)
+
+
 def base(index: Vector, multiple: int = 1) -> Vector:
     """An index that the compiler knows to be no less than 0 (and a multiple of something).
 
