@@ -164,9 +164,11 @@ def _fused(
     return _fused_forward(spec, implementation, query, key, value, prior)[0]
 
 
-# Saved for the backward pass: the inputs, the output and one normaliser per pixel and group.
-# Weights are computed again from these; saving them would cost Kh*Kw times as much.
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array | None]
+# Saved for the backward pass: the inputs, the output and the normalizer of each pixel and group.
+# Weights are computed again from these; saving them would cost Kh*Kw/2 times as much.
+_Residuals = tuple[
+    jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, xla.Normalizer | None
+]
 
 
 def _fused_forward(

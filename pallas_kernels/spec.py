@@ -57,17 +57,20 @@ class Spec:
         """(Ho, Wo) of an (H, W) input."""
         return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
 
-    def phi(self, query: jax.Array, key: jax.Array) -> jax.Array:
-        """The scaled similarity: scale * Phi of Eqns. 3 to 5, summed over the last axis (D).
+    def component(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """One summand of Phi, Eqns. 3 to 5 for scalars, elementwise and unscaled.
 
         (q - k)^2 is never expanded: q^2 - 2qk + k^2 loses the digits that the softmax lives on.
         """
         if self.similarity == "squared_difference":
-            phi = -((query - key) ** 2)
-        elif self.similarity == "absolute_difference":
-            phi = -jnp.abs(query - key)
-        else:
-            phi = query * key
+            return -((query - key) ** 2)
+        if self.similarity == "absolute_difference":
+            return -jnp.abs(query - key)
+        return query * key
+
+    def phi(self, query: jax.Array, key: jax.Array) -> jax.Array:
+        """The scaled similarity: scale * Phi of Eqns. 3 to 5, summed over the last axis (D)."""
+        phi = self.component(query, key)
         # A sum over one element is a reduction that XLA does not always remove.
         total = phi[..., 0] if phi.shape[-1] == 1 else jnp.sum(phi, axis=-1)
         return total if self.scale == 1.0 else total * self.scale

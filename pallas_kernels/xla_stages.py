@@ -1,0 +1,114 @@
+"""What forward and backward of the XLA path share: plans, row blocks, isolated stages, sums."""
+
+import dataclasses
+import functools
+import operator
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from pallas_kernels.spec import Spec
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a platform wants the work cut.
+
+    Attributes:
+      block: about how many query elements (pixels times groups) are worked on at a time.
+      isolate: make every stage a call that XLA does not inline.
+    """
+
+    block: int
+    isolate: bool
+
+    def stage(self, function: Callable, *static: object) -> Callable[..., jax.Array]:
+        """`partial(function, *static)` as one stage: its result is computed once, and stored."""
+        return _stage(self.isolate, function, *static)
+
+    def rows(self, height: int, row_elements: int) -> tuple[int, int]:
+        """Cuts output rows into equal blocks: (rows of a block, number of blocks).
+
+        Blocks near the wanted size, but rather smaller or larger than with many rows of padding.
+        """
+        wanted = max(1, round(self.block / row_elements))
+
+        def cost(rows: int) -> float:
+            padding = -(-height // rows) * rows / height - 1
+            return 4 * padding + abs(rows - wanted) / wanted
+
+        rows = min(range(1, min(height, 2 * wanted) + 1), key=cost)
+        return rows, -(-height // rows)
+
+
+@functools.cache
+def _stage(isolate: bool, function: Callable, *static: object) -> Callable[..., jax.Array]:
+    staged = functools.wraps(function)(functools.partial(function, *static))
+    if not isolate:
+        return staged
+    jitted = jax.jit(staged)
+
+    def call(*arrays: jax.Array) -> jax.Array:
+        with set_xla_metadata(inlineable="false"):
+            return jitted(*arrays)
+
+    return call
+
+
+def combine(
+    terms: Sequence[jax.Array],
+    function: Callable[[jax.Array, jax.Array], jax.Array] = operator.add,
+    chains: int = 4,
+) -> jax.Array:
+    """Sum (or maximum) of many terms in independent chains: one long chain waits on latency."""
+    totals = list(terms[:chains])
+    for i, term in enumerate(terms[chains:]):
+        totals[i % chains] = function(totals[i % chains], term)
+    while len(totals) > 1:
+        pairs = [function(a, b) for a, b in zip(totals[::2], totals[1::2], strict=False)]
+        totals = pairs + totals[len(totals) - len(totals) % 2 :]
+    return totals[0]
+
+
+def shift(spec: Spec, tap: int | jax.Array) -> tuple:
+    """Where tap a (or b) of a window lies once rows (or columns) are split by the stride.
+
+    Padded input position i * stride + tap * dilation of output i is element i + steps of the
+    phase: returns (phase, steps).
+    """
+    offset = tap * spec.dilation
+    return offset % spec.stride, offset // spec.stride
+
+
+def overhang(spec: Spec) -> tuple[int, int]:
+    """How many steps the last tap lies beyond the first, per axis."""
+    kh, kw = spec.kernel_size
+    return shift(spec, kh - 1)[1], shift(spec, kw - 1)[1]
+
+
+def pad_image(spec: Spec, array: jax.Array, height: int, width: int, axis: int = 0) -> jax.Array:
+    """Zeros around the image axes (axis, axis+1), to (height, width) with the window's border.
+
+    A stride beyond the window leaves input that no tap reads: padding may be negative (a crop).
+    """
+    ph, pw = spec.padding
+    border = [(0, 0, 0)] * array.ndim
+    border[axis] = (ph, height - array.shape[axis] - ph, 0)
+    border[axis + 1] = (pw, width - array.shape[axis + 1] - pw, 0)
+    return lax.pad(array, jnp.zeros((), array.dtype), border)
+
+
+def pad_channels(spec: Spec, array: jax.Array) -> jax.Array:
+    """(..., C) -> (..., G * M): zeros fill the last group."""
+    spare = -array.shape[-1] % spec.channels_per_group
+    return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, spare)])
+
+
+def over_images(function: Callable, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
+    """Maps over the batch, one image at a time; one image needs no loop."""
+    if arrays[0].shape[0] > 1:
+        return lax.map(lambda image: function(*image), tuple(arrays))
+    return [x[None] for x in function(*(array[0] for array in arrays))]

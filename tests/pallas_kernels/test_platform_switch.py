@@ -1,0 +1,148 @@
+"""The function of the platform at hand, and no other, under every transformation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from pallas_kernels.platform_switch import by_platform
+
+X = jnp.arange(6.0).reshape(2, 3)
+Y = jnp.ones(3)
+
+
+def default(x, y):
+    return x - y, jnp.sum(x)
+
+
+def on_cpu(x, y):
+    return x + y, jnp.sum(x)
+
+
+def never(x, y):
+    raise AssertionError("traced for a platform that is not its own")
+
+
+# Like a Pallas kernel: it lowers for one platform alone.
+cuda_only = Primitive("test_cuda_only")
+cuda_only.def_abstract_eval(lambda x: x)
+mlir.register_lowering(
+    cuda_only, mlir.lower_fun(lambda x: x * 1234.0, multiple_results=False), platform="cuda"
+)
+
+
+def on_cuda(x, y):
+    return cuda_only.bind(x + y), jnp.sum(x)
+
+
+def assert_is_cpu(out):
+    np.testing.assert_array_equal(out[0], X + Y)
+    np.testing.assert_array_equal(out[1], 15.0)
+
+
+def test_chooses_the_platform_at_hand():
+    switch = by_platform(default=default, cpu=on_cpu, cuda=never)
+    assert_is_cpu(switch(X, Y))
+    assert_is_cpu(jax.jit(switch)(X, Y))
+    switch = by_platform(default=default, cuda=never)
+    np.testing.assert_array_equal(switch(X, Y)[0], X - Y)
+
+
+def test_vmap():
+    switch = by_platform(default=default, cpu=on_cpu)
+    for axes in ((0, None), (1, 0), (None, 0)):
+        x = jnp.stack([X, 2 * X], axes[0]) if axes[0] is not None else X
+        y = jnp.stack([Y, 3 * Y]) if axes[1] is not None else Y
+        got = jax.vmap(switch, in_axes=axes)(x, y)
+        want = jax.vmap(on_cpu, in_axes=axes)(x, y)
+        for a, b in zip(got, want, strict=True):
+            np.testing.assert_array_equal(a, b)
+    twice = jax.vmap(jax.vmap(switch, in_axes=(0, None)), in_axes=(0, None))
+    want = jax.vmap(jax.vmap(on_cpu, in_axes=(0, None)), in_axes=(0, None))(X[None], Y)
+    np.testing.assert_array_equal(twice(X[None], Y)[0], want[0])
+
+
+def test_pmap_and_shard_map():
+    switch = by_platform(default=default, cpu=on_cpu)
+    devices = jax.devices()[:2]
+    got = jax.pmap(switch, in_axes=(0, None), devices=devices)(X, Y)
+    np.testing.assert_array_equal(got[0], X + Y)
+
+    mesh = jax.sharding.Mesh(np.array(devices), "batch")
+    rows, whole = jax.P("batch"), jax.P()
+    sharded = jax.shard_map(
+        lambda x, y: switch(x, y)[0], mesh=mesh, in_specs=(rows, whole), out_specs=rows
+    )
+    np.testing.assert_array_equal(jax.jit(sharded)(X, Y), X + Y)
+
+
+def test_under_scan_remat_and_custom_vjp():
+    switch = by_platform(default=default, cpu=on_cpu)
+
+    @jax.custom_vjp
+    def total(x):
+        return switch(x, Y)[0].sum()
+
+    total.defvjp(lambda x: (total(x), x), lambda x, g: (switch(x, g * Y)[0],))
+    np.testing.assert_array_equal(jax.grad(jax.checkpoint(total))(X), X + Y)
+    last, _ = jax.lax.scan(lambda x, _: (switch(x, Y)[0], None), X, None, length=3)
+    np.testing.assert_array_equal(last, X + 3 * Y)
+
+
+def exported(switch):
+    return jax.export.export(jax.jit(switch), platforms=("cpu", "cuda"))(X, Y)
+
+
+def test_export_for_two_platforms():
+    """Each platform has its own function, though one of them lowers nowhere else."""
+    both = exported(by_platform(default=never_but_shapes(), cpu=on_cpu, cuda=on_cuda))
+    assert "1.234000e+03" in both.mlir_module()  # the function for cuda is inside
+    assert_is_cpu(both.call(X, Y))
+
+
+def never_but_shapes():
+    """Tells shapes, and fails if it is lowered: no platform needs the default here."""
+    unlowerable = Primitive("test_unlowerable")
+    unlowerable.def_abstract_eval(lambda x: x)
+    return lambda x, y: (unlowerable.bind(x + y), jnp.sum(x))
+
+
+def test_exported_artifact_is_restored():
+    pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers to serialise")
+    both = exported(by_platform(default=default, cpu=on_cpu, cuda=on_cuda))
+    restored = jax.export.deserialize(both.serialize())
+    assert restored.platforms == ("cpu", "cuda")
+    assert_is_cpu(restored.call(X, Y))
+
+
+def test_export_for_another_platform_alone():
+    switch = by_platform(default=default, cpu=never, cuda=on_cuda)
+    module = jax.export.export(jax.jit(switch), platforms=("cuda",))(X, Y).mlir_module()
+    assert "1.234000e+03" in module
+    module = jax.export.export(jax.jit(switch), platforms=("tpu",))(X, Y).mlir_module()
+    assert "subtract" in module
+
+
+def test_equal_work_is_traced_and_lowered_once():
+    traces = []
+
+    @functools.cache
+    def switch():
+        def counted(x, y):
+            traces.append(1)
+            return on_cpu(x, y)
+
+        return by_platform(default=default, cpu=jax.jit(counted))
+
+    def network(x):
+        for _ in range(5):
+            x, _ = switch()(x, Y)
+        return x
+
+    lowered = jax.jit(network).lower(X)
+    assert len(traces) == 1
+    assert lowered.as_text().count("func.func private @counted") == 1
