@@ -208,11 +208,14 @@ def _query_kernel(
         def load_shift(i: int) -> Vector:
             return load(shift_ref, pixel_index + at(i) * problem.groups, ok[i], 0.0)
 
+        # Loaded here once unless there are several chunks.
+        whole = load_gradient(0) if problem.chunks == 1 else None
+
         def dot_out(chunk: Any, delta: Any) -> Any:
             channels = Channels.of(problem, group, chunk)
             bases = channels.bases(last_pixel)
             out = [flatten(channels.load(alu, out_ref, bases, at(i), ok[i])) for i in range(strip)]
-            g = load_gradient(chunk)
+            g = whole or load_gradient(chunk)
             return [alu.dot(g[i], out[i], delta[i]) for i in range(strip)]
 
         def window_row(row: Any) -> tuple[Vector, Vector, Vector]:
@@ -231,7 +234,7 @@ def _query_kernel(
 
             def add_chunk(chunk: Any, sums: Any) -> Any:
                 channels = Channels.of(problem, group, chunk)
-                g = load_gradient(chunk)
+                g = whole or load_gradient(chunk)
                 minus = [-x for x in delta]
                 if problem.chunks > 1:  # delta counts once
                     minus = [jnp.where(chunk == 0, x, 0.0) for x in minus]
