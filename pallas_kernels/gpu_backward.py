@@ -198,15 +198,13 @@ def _query_kernel(
         def load_gradient(chunk: Scalar) -> list[list[Vector]]:
             channels = Channels.of(problem, group, chunk)
             bases = channels.bases(last_pixel)
-            return [
-                flatten(channels.load(alu, g_ref, bases, at(i), ok[i])) for i in range(strip)
-            ]
+            return [flatten(channels.load(alu, g_ref, bases, at(i), ok[i])) for i in range(strip)]
 
         def load_factor(i: int) -> Vector:
-            return load(factor_ref, pixel_index + at(i) * problem.groups, ok[i], 0.0)
+            return load(factor_ref, pixel_index + at(i) * problem.groups, fits[i], 0.0)
 
         def load_shift(i: int) -> Vector:
-            return load(shift_ref, pixel_index + at(i) * problem.groups, ok[i], 0.0)
+            return load(shift_ref, pixel_index + at(i) * problem.groups, fits[i], 0.0)
 
         # Loaded here once unless there are several chunks.
         whole = load_gradient(0) if problem.chunks == 1 else None
@@ -266,9 +264,9 @@ def _query_kernel(
                                     weight = alu.exp2(logit)
                                 else:
                                     weight = alu.exp2((logit - shift[i]) * LOG2E) * factor[i]
-                                if masked and (not problem.far or not fast):
-                                    assert mask is not None
-                                    weight = jnp.where(both(mask, fits[i]), weight, 0.0)
+                                inside = both(mask, fits[i])
+                                if inside is not None and not (problem.far and fast):
+                                    weight = jnp.where(inside, weight, 0.0)
                                 d_logit = weight * d_logit
                             sums[i] = similarity.accumulate(sums[i], d_logit, parts)
                             d_priors[dx] = d_priors[dx] + d_logit
@@ -298,7 +296,9 @@ def _query_kernel(
                 odd |= distrusted
             wide = ~((factor >= SMALLEST_FACTOR) & (factor <= LARGEST_FACTOR))
             found = jnp.where(odd, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
-            finding = jnp.maximum(finding, jnp.where(ok[i], found, PLAIN))
+            # Of lanes without work too: what they multiply by zero must be finite.
+            fit = fits[i]
+            finding = jnp.maximum(finding, found if fit is None else jnp.where(fit, found, PLAIN))
             store(alu, delta_ref, pixel_index + at(i) * problem.groups, delta[i], ok[i])
         worst = jnp.max(finding)
         flag_ref[program * tile.turns + number] = worst
@@ -443,8 +443,7 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
                                 weight = alu.exp2(weight) * factor
                             else:
                                 weight = alu.exp2((weight - shift) * LOG2E) * factor
-                            if masked and (not problem.far or not fast):
-                                assert mask is not None
+                            if mask is not None and not (problem.far and fast):
                                 weight = jnp.where(mask, weight, 0.0)
                             d_logit = weight * d_logit
                         d_keys[i] = similarity.accumulate(d_keys[i], d_logit, parts)

@@ -163,9 +163,7 @@ def compile_for(
     )
     mesh = jax.sharding.Mesh(np.array(topology.devices), ("gpu",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    avals = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), avals
-    )
+    avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), avals)
     options: dict[str, Any] = {"xla_gpu_autotune_level": 0}
     if forbid_spills:
         options["xla_gpu_fail_ptx_compilation_on_register_spilling"] = True

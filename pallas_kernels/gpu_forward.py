@@ -104,7 +104,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     prior_refs, refs_left = refs_left[: problem.has_prior], refs_left[problem.has_prior :]
     out_ref, *normalizer_refs = refs_left
     spec, strip = problem.spec, tile.strip
-    (kh, kw), (pad_y, pad_x), s = spec.kernel_size, spec.padding, spec.stride
+    (kh, _), (pad_y, pad_x), s = spec.kernel_size, spec.padding, spec.stride
     ho, wo = problem.out_size
 
     first = pl.program_id(0) * tile.lanes
@@ -165,19 +165,19 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
             keys, values, valid = window_row(row)
             priors = load_priors(problem, True, prior_refs, row, group, valid)
             for column, users in taps.items():
-                mask = both(
-                    column_mask(column) if masked else None, valid if mask_rows else None
-                )
+                mask = both(column_mask(column) if masked else None, valid if mask_rows else None)
                 k = load_key(keys, column, mask)
                 v = load_value(values, column, mask)
                 for i, dx in users:
                     weight, _ = similarity.logit(q[i], k, priors[dx])
                     if problem.softmax:
                         weight = alu.exp2(weight)
-                        if masked and not problem.far:
+                        if mask is not None and not problem.far:
                             weight = jnp.where(mask, weight, 0.0)
                         total[i] = total[i] + weight
-                    acc[i] = [alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i])]
+                    acc[i] = [
+                        alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i], strict=True)
+                    ]
             return total, acc
 
         zero = jnp.zeros((tile.lanes,), jnp.float32)
@@ -240,7 +240,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
                     here, v = place, load_value(*place)
                 weight = alu.exp2((logit - largest[i]) * LOG2E)
                 total[i] = total[i] + weight
-                acc[i] = [alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i])]
+                acc[i] = [alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i], strict=True)]
             return total, acc
 
         lowest = jnp.full((tile.lanes,), -jnp.inf, jnp.float32)

@@ -126,11 +126,11 @@ class Alu:
         )[0]
 
     def fma(self, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-        """a * b + c, rounded once (Triton would emit a multiplication and an addition)."""
+        """The sum a * b + c, rounded once (Triton would emit a multiplication and an addition)."""
         return self._asm("fma.rn.f32 $0, $1, $2, $3;", a, b, c) if self.inline else a * b + c
 
     def minus_square(self, c: jax.Array, d: jax.Array) -> jax.Array:
-        """c - d * d; a separate negation would be an instruction of its own."""
+        """The difference c - d * d; a separate negation would be an instruction of its own."""
         code = "{ .reg .f32 t; neg.f32 t, $2; fma.rn.f32 $0, t, $2, $1; }"
         return self._asm(code, c, d) if self.inline else c - d * d
 
@@ -252,9 +252,7 @@ class Similarity:
             return self.alu.dot(centre, other, prior), list(other)
         if self.scaled:
             minus = jnp.full(prior.shape, -math.sqrt(self.coefficient), jnp.float32)
-            differences = [
-                self.alu.fma(k, minus, q) for q, k in zip(centre, other, strict=True)
-            ]
+            differences = [self.alu.fma(k, minus, q) for q, k in zip(centre, other, strict=True)]
             for d in differences:
                 prior = self.alu.minus_square(prior, d)
             return prior, differences
@@ -263,7 +261,7 @@ class Similarity:
             total = differences[0] * differences[0]
             total = self.alu.dot(differences[1:], differences[1:], total)
         else:
-            total = functools.reduce(lambda a, b: a + jnp.abs(b), differences, 0.0)
+            total = functools.reduce(jnp.add, [jnp.abs(d) for d in differences])
         minus = jnp.full(prior.shape, -self.coefficient, jnp.float32)
         return self.alu.fma(total, minus, prior), differences
 
@@ -466,7 +464,10 @@ class Strips:
         """(image, row, first column, unit) of a lane."""
         unit, lane = lax.rem(lane, jnp.int32(self.units)), lax.div(lane, jnp.int32(self.units))
         row, lane = lax.rem(lane, jnp.int32(self.rows)), lax.div(lane, jnp.int32(self.rows))
-        strip, image = lax.rem(lane, jnp.int32(self.per_row)), lax.div(lane, jnp.int32(self.per_row))
+        strip, image = (
+            lax.rem(lane, jnp.int32(self.per_row)),
+            lax.div(lane, jnp.int32(self.per_row)),
+        )
         return image, row, strip * self.strip, unit
 
     def inside(self, first: Scalar, count: int, low: int, high: int) -> jax.Array:

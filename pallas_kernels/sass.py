@@ -8,7 +8,8 @@ import re
 CLASSES = {
     "fma": r"FFMA|FADD|FMUL|FFMA2|FADD2|FMUL2",
     "exp": r"MUFU",
-    "compare": r"FSETP|FSEL|FMNMX|ISETP|PLOP3|SEL|FSET|ISET|P2R|R2P|VIMNMX|IMNMX|UISETP|USEL|UPLOP3",
+    "compare": r"FSETP|FSEL|FMNMX|ISETP|PLOP3|SEL|FSET|ISET|P2R|R2P|VIMNMX|IMNMX|UISETP|USEL|"
+    r"UPLOP3",
     "convert": r"F2F|F2FP|F2I|I2F|HADD2|HFMA2|HMUL2|I2FP",
     "integer": r"IMAD|IADD3|IADD|LEA|LOP3|SHF|SHL|PRMT|IABS|UIADD3|UIMAD|ULEA|ULOP3|USHF|VIADD|"
     r"VIADDMNMX|UIADD|UPRMT|I2I|BREV|FLO|POPC|SGXT|BMSK|LOP",
@@ -102,7 +103,9 @@ class Code:
 
     def classes(self, loop: Loop | None = None) -> dict[str, int]:
         """Instructions per class, of a loop's body or of everything."""
-        chosen = self.instructions if loop is None else self.instructions[loop.first : loop.last + 1]
+        chosen = (
+            self.instructions if loop is None else self.instructions[loop.first : loop.last + 1]
+        )
         return dict(collections.Counter(classify(x.opcode) for x in chosen).most_common())
 
     def paths(self, trips: int, limit: int = 4096) -> list[int]:
@@ -131,7 +134,7 @@ class Code:
                     if x.predicated:
                         result = walk(i + 1) | {0}
                     break
-                elif x.target is not None:
+                if x.target is not None:
                     target = self._labels[x.target]
                     if target > i:
                         if not x.predicated:

@@ -1,7 +1,7 @@
 """How the GPU kernels cut a problem: pixels per lane, warps per block, strips per lane.
 
-`tiles.json` holds what `python -m pallas_kernels.benchmark --tune` measured, per device and problem.
-Where it has nothing, a model of the instructions decides. It was fitted to disassembled kernels
+`tiles.json` holds what was measured (`save`), per device and problem. Where it has nothing, a
+model of the instructions decides. It was fitted to disassembled kernels
 (`python -m pallas_kernels.inspect`), not to a clock:
 
 * All kernels issue about one instruction per clock and scheduler long before DRAM or caches are

@@ -85,9 +85,7 @@ def differences(
     def kernels(*inputs: Any) -> Any:
         out, normalizer = gpu_forward.forward(shape.spec, *inputs, tile=forward)
         pair = None if query is None or key is None else (query, key)
-        return out, *gpu_backward.backward(
-            shape.spec, *inputs, out, normalizer, d_out, tiles=pair
-        )
+        return out, *gpu_backward.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
 
     got, runs = jaxrun.simulate(kernels, *inputs, arch=arch, route=route)
     wide = [None if x is None else x.astype(jnp.float32) for x in inputs]
@@ -121,9 +119,7 @@ def plant_bug() -> Any:
         taps = problem.spec.kernel_size[0]
         return true_load(problem, fast, refs, (row + 1) % taps, group, valid)
 
-    return mock.patch.multiple(
-        "pallas_kernels.gpu_forward", load_priors=wrong
-    )
+    return mock.patch.multiple("pallas_kernels.gpu_forward", load_priors=wrong)
 
 
 def chosen(patterns: str) -> Iterable[Shape]:
