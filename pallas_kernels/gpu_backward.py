@@ -87,16 +87,16 @@ def backward(
       tiles: of the query and the key kernel; None picks them, see tiling.py.
     """
     problem = Problem.of(spec, query, key, value, prior)
-    query_side, key_side = tiles or (query_tile(problem), key_tile(problem))
+    for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
     arrays = [x.reshape(-1) for x in (query, key, value)]
     arrays += scaled_prior(problem, prior)
     d_out = d_out.reshape(-1)
     shift, factor = (x.reshape(-1) for x in normalizer) if normalizer else (None, None)
-    d_query, delta, flag, d_prior = _query_side(
-        problem, query_side, interpret, arrays, out.reshape(-1), d_out, shift, factor
+    d_query, delta, flag, d_prior = query_side(
+        problem, for_query, interpret, arrays, out.reshape(-1), d_out, shift, factor
     )
-    d_key, d_value = _key_side(
-        problem, key_side, interpret, arrays, d_out, shift, factor, delta, flag
+    d_key, d_value = key_side(
+        problem, for_key, interpret, arrays, d_out, shift, factor, delta, flag
     )
     if prior is not None:
         assert d_prior is not None
@@ -109,7 +109,7 @@ def backward(
     )
 
 
-def _query_side(
+def query_side(
     problem: Problem,
     tile: Tile,
     interpret: bool,
@@ -321,7 +321,7 @@ def _query_kernel(
     loop(tile.turns, turn, 0)
 
 
-def _key_side(
+def key_side(
     problem: Problem,
     tile: Tile,
     interpret: bool,
@@ -395,7 +395,7 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
 
     def gather(fast: bool, masked: bool) -> None:
         """Sums over the outputs that see this lane's keys. `fast`: all shifts are 0."""
-        similarity = Similarity(problem, alu, fast)
+        similarity = Similarity(problem, alu, fast, of_key=True)
         k = [
             similarity.centre(
                 load_depth(alu, problem, k_ref, key_index + at(i) * groups * depth, fits[i])

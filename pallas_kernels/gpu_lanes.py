@@ -204,12 +204,19 @@ class Similarity:
     With `fast`, logits come in units of log 2, so that 2**logit needs no multiplication, and for
     16-bit queries and keys the squared difference is (a q - a k)^2 with a^2 = scale * log2(e): one
     instruction less. Rounding a*q costs |q - k| (|q| + |k|) 2^-23 of the logit, so loops that use
-    it check `trusts`. Without `fast`: natural units, q - k as written.
+    it check `distrusts`. Without `fast`: natural units, q - k as written.
+
+    Attributes:
+      problem: the problem.
+      alu: arithmetic.
+      fast: see above.
+      of_key: whether the side that stays in registers (`centre`) is the key, not the query.
     """
 
     problem: Problem
     alu: Alu
     fast: bool
+    of_key: bool = False
 
     @property
     def unit(self) -> float:
@@ -273,8 +280,9 @@ class Similarity:
             return [
                 self.alu.fma(d_logit, d, total) for d, total in zip(differences, sums, strict=True)
             ]
+        # Where query and key are equal, JAX's derivative of |query - key| is 1.
         return [
-            total + jnp.where(d > 0, d_logit, jnp.where(d < 0, -d_logit, 0.0))
+            total + jnp.where(d > 0 if self.of_key else d >= 0, d_logit, -d_logit)
             for d, total in zip(differences, sums, strict=True)
         ]
 

@@ -11,10 +11,9 @@ or hazard; says so and exits 0 where ptxsim or the CUDA plugin is not installed.
 """
 
 import argparse
-import dataclasses
+import contextlib
 import fnmatch
 import importlib.util
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,15 +24,12 @@ from pallas_kernels import gpu_compile
 
 gpu_compile.prepare()
 
-import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
 
-from pallas_kernels import gpu_backward, gpu_forward, gpu_lanes, reference  # noqa: E402
-from pallas_kernels.shapes import SHAPES, Shape, make_cotangent, make_inputs  # noqa: E402
+from pallas_kernels import gpu_backward, gpu_forward, gpu_lanes  # noqa: E402
+from pallas_kernels.comparison import cut, errors  # noqa: E402
+from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402
-
-RESULTS = ("out", "d_query", "d_key", "d_value", "d_prior")
 
 
 def skipped() -> str | None:
@@ -47,72 +43,38 @@ def skipped() -> str | None:
     return None
 
 
-def cut(shape: Shape) -> Shape:
-    """A small problem with the alignment, the partial group and the options of a network's."""
-    if shape.name.startswith("odd/"):
-        return shape
-    m, s = shape.spec.channels_per_group, shape.spec.stride
-    align, rest = math.gcd(shape.channels, m), shape.channels % m
-    channels = 2 * m + rest
-    assert math.gcd(channels, m) == align
-    height = min(shape.height, 9 * s + 1)
-    width = min(shape.width, 14 * s)
-    return dataclasses.replace(
-        shape,
-        name=f"{'cut'}/{height}x{width}x{channels}_stride{s}",
-        height=height,
-        width=width,
-        channels=channels,
-        batch=1,
-    )
-
-
-def differences(
+def examine(
     shape: Shape, dtype: Any, arch: str, tiles: Sequence[Tile | None], route: str | None
-) -> tuple[dict[str, float], list[str], int]:
-    """Errors beside their budget for each result, problems found, warps' instructions.
-
-    An error is relative to the largest reference number; the reference runs in float32 on the
-    rounded inputs. Budget: half a unit in the last place of the dtype (16-bit results are rounded
-    once) plus 16 roundings of float32: sums of a few hundred terms, whose errors mostly cancel.
-    """
+) -> tuple[float, list[str]]:
+    """The worst error as a fraction of its budget, and all problems found."""
     from ptxsim import jaxrun
 
-    inputs = make_inputs(shape, dtype)
-    d_out = make_cotangent(shape, dtype)
     forward, query, key = tiles
+    runs: list[Any] = []
 
-    def kernels(*inputs: Any) -> Any:
+    def kernels(*arrays: Any) -> Any:
+        *inputs, d_out = arrays
         out, normalizer = gpu_forward.forward(shape.spec, *inputs, tile=forward)
         pair = None if query is None or key is None else (query, key)
         return out, *gpu_backward.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
 
-    got, runs = jaxrun.simulate(kernels, *inputs, arch=arch, route=route)
-    wide = [None if x is None else x.astype(jnp.float32) for x in inputs]
-    out, vjp = jax.vjp(lambda *x: reference.forward(shape.spec, *x), *wide)
-    want = (out, *vjp(d_out.astype(jnp.float32)))
-    errors, problems = {}, []
-    for name, a, b in zip(RESULTS, got, want, strict=True):
-        if b is None:
-            continue
-        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        # delta is computed from the rounded output, so gradients see its rounding too.
-        budget = 2.0**-19 + float(jnp.finfo(dtype).eps) * (0.5 if name in ("out", "d_value") else 2)
-        error = float(np.abs(a - b).max() / np.abs(b).max())
-        errors[name] = error / budget
-        if not error <= budget:
-            problems.append(f"{name}: error {error:.2e} beyond {budget:.2e}")
-    for run in runs:
-        if run.stats.hazards:
-            problems.append(f"{run.name}: {run.stats.hazards}")
-        unwritten = run.stats.unwritten
-        if any(unwritten.values()) if isinstance(unwritten, dict) else unwritten:
-            problems.append(f"{run.name}: bytes never written: {unwritten}")
-    return errors, problems, len(runs)
+    def run(*arrays: Any) -> Any:
+        results, emulated = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)
+        runs.extend(emulated)
+        return results
+
+    found = errors(shape, dtype, run)
+    problems = [f"{x.result}: error {x.error:.2e} beyond {x.budget:.2e}" for x in found if not x.ok]
+    for emulated in runs:
+        if emulated.stats.hazards:
+            problems.append(f"{emulated.name}: {emulated.stats.hazards}")
+        if any(emulated.stats.unwritten.values()):
+            problems.append(f"{emulated.name}: never written: {emulated.stats.unwritten}")
+    return max(x.error / x.budget for x in found), problems
 
 
 def plant_bug() -> Any:
-    """Shifts every window by one row, as an off-by-one in `window_row` would."""
+    """Takes every prior from the window row below: an off-by-one in one index."""
     true_load = gpu_lanes.load_priors
 
     def wrong(problem: Any, fast: bool, refs: Any, row: Any, group: Any, valid: Any) -> Any:
@@ -162,17 +124,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         Tile(-(-options.strip // s) * s, options.warps),
                     ]
                 started = time.time()
-                if options.plant_bug:
-                    with plant_bug():
-                        errors, problems, _ = differences(
-                            shape, jnp.dtype(dtype), arch, tiles, options.route
-                        )
-                else:
-                    errors, problems, _ = differences(
-                        shape, jnp.dtype(dtype), arch, tiles, options.route
-                    )
+                with plant_bug() if options.plant_bug else contextlib.nullcontext():
+                    worst, problems = examine(shape, jnp.dtype(dtype), arch, tiles, options.route)
                 failures += bool(problems)
-                worst = max(errors.values())
                 print(
                     f"sm_{arch.replace('.', '')} {dtype:8} {shape.name:32} worst error "
                     f"{worst:5.2f} of its budget, {time.time() - started:5.1f} s "
