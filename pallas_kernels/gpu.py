@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
+from jax import export
 
 from pallas_kernels import gpu_backward, gpu_forward, xla
 from pallas_kernels.platform_switch import by_platform
@@ -23,6 +24,11 @@ LARGEST_DEPTH = 16
 WIDEST_KERNEL = 15
 LARGEST_STRIDE = 8
 MOST_ELEMENTS = 2**31 - 2**20  # indices are 32-bit, and reach a little beyond the last element
+
+
+# For `jax.export.export(..., disabled_checks=EXPORT_CHECKS)` with "cuda" among the platforms. JAX
+# promises no compatibility for this custom call: an artifact runs with the JAX that wrote it.
+EXPORT_CHECKS = (export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton"),)
 
 
 def unsupported(spec: Spec, query: Any, key: Any, value: Any, prior: Any) -> str | None:

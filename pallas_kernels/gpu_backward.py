@@ -467,7 +467,7 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
     if not softmax:
         gather(fast=False, masked=True)
         return
-    low, high = _free_strips(problem, strip)
+    low, high = key_strip_range(problem, strip)
     free = strips.inside(first, tile.lanes, low, high)
     choose(flag_ref[0] != SHIFTED, free if low <= high else None, gather)
 
@@ -500,7 +500,7 @@ def _output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, i
     return dict(sorted(taps.items()))
 
 
-def _free_strips(problem: Problem, strip: int) -> tuple[int, int]:
+def key_strip_range(problem: Problem, strip: int) -> tuple[int, int]:
     """Numbers of the first and last strip that only outputs inside the image look at."""
     columns = _output_columns(problem, strip)
     step = strip // problem.spec.stride
