@@ -5,18 +5,26 @@ another backend (jax-triton, Mosaic) needs a `forward` and a `backward` of the s
 checks, tiles, residuals and tests stay.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax import export
 
-from pallas_kernels import gpu_backward, gpu_forward, xla
+from pallas_kernels import xla
 from pallas_kernels.platform_switch import by_platform
 from pallas_kernels.spec import Spec
+
+# JAX 0.11 and later warn that Pallas-Triton will leave; a JAX without it can still use xla.
+_backend_gone: str | None = None
+try:
+    from pallas_kernels import gpu_backward, gpu_forward
+except ImportError as error:
+    _backend_gone = f"JAX {jax.__version__} has no Pallas-Triton ({error}); use jax<0.13, or 'xla'"
 
 Mode = Literal["automatic", "compiled", "interpreted"]
 
@@ -31,11 +39,31 @@ MOST_ELEMENTS = 2**31 - 2**20  # indices are 32-bit, and reach a little beyond t
 EXPORT_CHECKS = (export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton"),)
 
 
+@contextlib.contextmanager
+def absent_gpu(kind: str = "NVIDIA H100 80GB HBM3") -> Iterator[None]:
+    """Lets a program be lowered for CUDA (`jax.export`) on a machine without a GPU.
+
+    From JAX 0.11 on, Pallas asks the mesh in use for the kind of device if none is here.
+
+    Args:
+      kind: what the driver calls the GPU.
+    """
+    if jax.__version_info__ < (0, 11) or unavailable() is None:
+        yield
+        return
+    device = jax.sharding.AbstractDevice(device_kind=kind, num_cores=None, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1,), ("_",), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        yield
+
+
 def unsupported(spec: Spec, query: Any, key: Any, value: Any, prior: Any) -> str | None:
     """Why the kernels cannot run a problem on any GPU, with the mend; None if they can.
 
     Arrays may be `jax.ShapeDtypeStruct`s.
     """
+    if _backend_gone:
+        return _backend_gone
     arrays = {"query": query, "key": key, "value": value, "prior": prior}
     for name, array in arrays.items():
         if array is None:
