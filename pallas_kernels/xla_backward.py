@@ -32,6 +32,7 @@ from pallas_kernels.xla_stages import (
     overhang,
     pad_channels,
     pad_image,
+    scaled_phi,
     shift,
 )
 
@@ -224,12 +225,6 @@ def _sources_of(spec: Spec, groups: int, b: int, x: jax.Array, total: int) -> ja
     return x[phase, :, steps * groups : steps * groups + total]
 
 
-def _logits(spec: Spec, q: list[jax.Array], k: list[jax.Array]) -> jax.Array:
-    """Scaled Phi of (T,) queries and keys per depth."""
-    phi = combine([spec.component(x, y) for x, y in zip(q, k, strict=True)])
-    return phi if spec.scale == 1.0 else phi * spec.scale
-
-
 def _weights(
     spec: Spec, groups: int, q: jax.Array, k: jax.Array, bias: jax.Array, *largest: jax.Array
 ) -> jax.Array:
@@ -241,7 +236,7 @@ def _weights(
     weights = []
     for b in range(spec.kernel_size[1]):
         keys = _sources_of(spec, groups, b, k, q.shape[1])
-        logits = _logits(spec, [*q], [*keys]) + bias[b]
+        logits = scaled_phi(spec, [*q], [*keys]) + bias[b]
         weights.append(jnp.exp(jnp.minimum(logits - largest[0], 0)) if largest else logits)
     return jnp.stack(weights)
 

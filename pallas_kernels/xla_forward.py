@@ -18,6 +18,7 @@ from pallas_kernels.xla_stages import (
     overhang,
     pad_channels,
     pad_image,
+    scaled_phi,
     shift,
 )
 
@@ -60,11 +61,11 @@ def run(
             k_slab = lax.dynamic_slice_in_dim(k, y * s, slab, 2)
             v_slab = lax.dynamic_slice_in_dim(v, y * s, slab, 0)
             row = y * s + jnp.arange(slab) - spec.padding[0]
-            inside = (row >= 0) & (row < height)
+            row_bias = jnp.where((row >= 0) & (row < height), 0, -jnp.inf).astype(dtype)
 
             columns = plan.stage(_columns, spec, groups, n)(k_slab)
             logits = [
-                plan.stage(_logits, spec, a)(q_block, columns, bias, inside) for a in range(kh)
+                plan.stage(_logits, spec, a)(q_block, columns, bias, row_bias) for a in range(kh)
             ]
             if not softmax:
                 out = plan.stage(_aggregate, spec, rows, wo)(v_slab, *logits)
@@ -120,17 +121,15 @@ def _columns(spec: Spec, groups: int, n: int, k: jax.Array) -> jax.Array:
 
 
 def _logits(
-    spec: Spec, a: int, q: jax.Array, k: jax.Array, bias: jax.Array, inside: jax.Array
+    spec: Spec, a: int, q: jax.Array, k: jax.Array, bias: jax.Array, row_bias: jax.Array
 ) -> jax.Array:
     """Logits of window row a: (R, Kw, N)."""
-    rows = slice(a * spec.dilation, a * spec.dilation + (q.shape[1] - 1) * spec.stride + 1)
-    rows = slice(rows.start, rows.stop, spec.stride)
-    terms = [spec.component(q[d][:, None], k[d, rows]) for d in range(q.shape[0])]
-    phi = combine(terms)
-    logits = (phi if spec.scale == 1.0 else phi * spec.scale) + bias[a]
+    first = a * spec.dilation
+    rows = slice(first, first + (q.shape[1] - 1) * spec.stride + 1, spec.stride)
+    logits = scaled_phi(spec, [*q[:, :, None]], [*k[:, rows]]) + bias[a]
     if spec.normalization == "none":
         return logits
-    return jnp.where(inside[rows][:, None, None], logits, -jnp.inf)
+    return logits + row_bias[rows][:, None, None]  # a select takes longer
 
 
 def _taps(rows: Sequence[jax.Array]) -> list[jax.Array]:

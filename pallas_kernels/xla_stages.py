@@ -73,6 +73,12 @@ def combine(
     return totals[0]
 
 
+def scaled_phi(spec: Spec, query: Sequence[jax.Array], key: Sequence[jax.Array]) -> jax.Array:
+    """The logits without the prior, from one array of queries and one of keys for each of D."""
+    phi = combine([spec.component(q, k) for q, k in zip(query, key, strict=True)])
+    return phi if spec.scale == 1.0 else phi * spec.scale
+
+
 def shift(spec: Spec, tap: int | jax.Array) -> tuple:
     """Where tap a (or b) of a window lies once rows (or columns) are split by the stride.
 

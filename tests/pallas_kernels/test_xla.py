@@ -93,7 +93,7 @@ def test_random_problems(shape):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, derandomize=True, database=None)
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
 @given(problems(largest_kernel=7, largest_size=12))
 def test_random_problems_at_length(shape):
     assert_equals_reference(shape)
