@@ -78,8 +78,8 @@ def plant_bug() -> Any:
     true_load = gpu_lanes.load_priors
 
     def wrong(problem: Any, fast: bool, refs: Any, row: Any, group: Any, valid: Any) -> Any:
-        taps = problem.spec.kernel_size[0]
-        return true_load(problem, fast, refs, (row + 1) % taps, group, valid)
+        below = jnp.minimum(row + 1, problem.spec.kernel_size[0] - 1)
+        return true_load(problem, fast, refs, below, group, valid)
 
     return mock.patch.multiple("pallas_kernels.gpu_forward", load_priors=wrong)
 

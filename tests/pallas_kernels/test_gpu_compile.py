@@ -160,3 +160,4 @@ def test_compiled_kernels_executed(bug, code):
         command, capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     assert done.returncode == code, done.stdout + done.stderr[-2000:]
+    assert ("WRONG: out" in done.stdout) == bug
