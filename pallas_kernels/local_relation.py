@@ -12,6 +12,8 @@ Implementations, one module each:
 
     reference          plain jnp, unfolds the windows: the specification
     xla                memory-lean, runs on every platform, own backward
+    pallas             fused kernels for NVIDIA GPUs (Ampere and newer), see gpu.py
+    pallas_interpret   the same kernels in JAX's interpreter: anywhere, very slowly, for tests
 
 All of them compute similarity, softmax and sums in float32 whatever the input dtype (float64 if
 an input is float64).
@@ -25,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import reference, xla
+from pallas_kernels import gpu, reference, xla
 from pallas_kernels.spec import (
     NORMALIZATIONS,
     SIMILARITIES,
@@ -34,7 +36,7 @@ from pallas_kernels.spec import (
     Spec,
 )
 
-IMPLEMENTATIONS = ("reference", "xla")
+IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_interpret")
 
 
 class Support(NamedTuple):
@@ -77,8 +79,9 @@ def local_relation(
         "multiplication" q*k (Eqn. 5), each summed over D.
       scale: finite number multiplying Phi, not the prior.
       normalization: "softmax" over the taps, or "none": the logit itself is the weight.
-      implementation: None works everywhere and picks the fastest; a named one that cannot run
-        here raises and says why. `implementations` lists them.
+      implementation: None works everywhere and picks the fastest: pallas where the program is
+        lowered for a capable GPU, else xla. A named one that cannot run here raises and says why.
+        `implementations` lists them.
 
     Returns:
       (B, Ho, Wo, C) in value.dtype.
@@ -94,12 +97,16 @@ def local_relation(
     )
     _check_arrays(spec, query, key, value, prior)
     if implementation is None:
-        implementation = "xla"
+        implementation = _fastest(spec, query, key, value, prior)
     elif implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; "
             f"got {implementation!r}"
         )
+    else:
+        support = _supports(spec, query, key, value, prior)[implementation]
+        if not support.runs:
+            raise ValueError(f"implementation {implementation!r} cannot run: {support.reason}")
     return _run(spec, implementation, query, key, value, prior)
 
 
@@ -129,10 +136,41 @@ def implementations(
         kernel_size, channels_per_group, stride, dilation, similarity, scale, normalization
     )
     _check_arrays(spec, query, key, value, prior)
+    return _supports(spec, query, key, value, prior)
+
+
+def _supports(
+    spec: Spec,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    prior: jax.Array | None,
+) -> dict[str, Support]:
+    why = gpu.unsupported(spec, query, key, value, prior)
+    why_here = why or gpu.unavailable()
     return {
         "reference": Support(True, "plain jnp: every platform, dtype and option"),
         "xla": Support(True, "compiled by XLA: every platform, dtype and option"),
+        "pallas": Support(why_here is None, why_here or "fused kernels on this GPU"),
+        "pallas_interpret": Support(
+            why is None, why or "the fused kernels in JAX's interpreter: very slow, for tests"
+        ),
     }
+
+
+def _fastest(
+    spec: Spec,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    prior: jax.Array | None,
+) -> str:
+    """Names xla or leaves it to lowering ("automatic"): programs may be compiled for elsewhere."""
+    if gpu.unsupported(spec, query, key, value, prior):
+        return "xla"
+    if jax.default_backend() in ("gpu", "cuda") and gpu.unavailable():
+        return "xla"  # a GPU, but too old
+    return "automatic"
 
 
 # The static arguments make one compiled function per problem: calls outside jit are fast too, and
@@ -164,6 +202,12 @@ def _fused(
     return _fused_forward(spec, implementation, query, key, value, prior)[0]
 
 
+_GPU_MODES: dict[str, gpu.Mode] = {
+    "automatic": "automatic",
+    "pallas": "compiled",
+    "pallas_interpret": "interpreted",
+}
+
 # Saved for the backward pass: the inputs, the output and the normalizer of each pixel and group.
 # Weights are computed again from these; saving them would cost Kh*Kw/2 times as much.
 _Residuals = tuple[
@@ -179,16 +223,20 @@ def _fused_forward(
     value: jax.Array,
     prior: jax.Array | None,
 ) -> tuple[jax.Array, _Residuals]:
-    del implementation
-    out, normalizer = xla.forward(spec, query, key, value, prior)
+    if implementation == "xla":
+        out, normalizer = xla.forward(spec, query, key, value, prior)
+    else:
+        mode = _GPU_MODES[implementation]
+        out, normalizer = gpu.forward(spec, mode, query, key, value, prior)
     return out, (query, key, value, prior, out, normalizer)
 
 
 def _fused_backward(
     spec: Spec, implementation: str, residuals: _Residuals, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    del implementation
-    return xla.backward(spec, *residuals, d_out)
+    if implementation == "xla":
+        return xla.backward(spec, *residuals, d_out)
+    return gpu.backward(spec, _GPU_MODES[implementation], *residuals, d_out)
 
 
 _fused.defvjp(_fused_forward, _fused_backward)

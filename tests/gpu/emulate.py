@@ -1,0 +1,140 @@
+"""Executes the compiled GPU kernels on a CPU and compares them with the reference.
+
+    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.gpu.emulate [--shapes='odd/*'] [--arch=8.0,9.0]
+        [--dtypes=float32,bfloat16] [--strip=2] [--route=plugin] [--plant-bug]
+
+ptxsim compiles each kernel for the GPU and runs its PTX thread by thread. It sees what interpret
+mode cannot: the inline assembly, addresses outside an array, races, bytes that nobody writes. It
+does not measure time. Networks are cut to a few groups and a small image that keep alignment,
+partial groups and stride; shapes that then look alike run once. Exit code 1 on any difference
+or hazard; says so and exits 0 where ptxsim or the CUDA plugin is not installed.
+"""
+
+import argparse
+import contextlib
+import fnmatch
+import importlib.util
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+from unittest import mock
+
+from pallas_kernels import gpu_compile
+
+gpu_compile.prepare()
+
+import jax.numpy as jnp  # noqa: E402
+
+from pallas_kernels import gpu_backward, gpu_forward, gpu_lanes  # noqa: E402
+from pallas_kernels.comparison import cut, errors  # noqa: E402
+from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
+from pallas_kernels.tiling import Tile  # noqa: E402
+
+
+def skipped() -> str | None:
+    """Why nothing can be emulated here, or None."""
+    if importlib.util.find_spec("ptxsim") is None:
+        return "ptxsim is not on PYTHONPATH"
+    from ptxsim import jaxrun
+
+    if not jaxrun.routes():
+        return f"neither the CUDA plugin of JAX nor triton is installed; {gpu_compile.INSTALL}"
+    return None
+
+
+def examine(
+    shape: Shape, dtype: Any, arch: str, tiles: Sequence[Tile | None], route: str | None
+) -> tuple[float, list[str]]:
+    """The worst error as a fraction of its budget, and all problems found."""
+    from ptxsim import jaxrun
+
+    forward, query, key = tiles
+    runs: list[Any] = []
+
+    def kernels(*arrays: Any) -> Any:
+        *inputs, d_out = arrays
+        out, normalizer = gpu_forward.forward(shape.spec, *inputs, tile=forward)
+        pair = None if query is None or key is None else (query, key)
+        return out, *gpu_backward.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
+
+    def run(*arrays: Any) -> Any:
+        results, emulated = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)
+        runs.extend(emulated)
+        return results
+
+    found = errors(shape, dtype, run)
+    problems = [f"{x.result}: error {x.error:.2e} beyond {x.budget:.2e}" for x in found if not x.ok]
+    for emulated in runs:
+        if emulated.stats.hazards:
+            problems.append(f"{emulated.name}: {emulated.stats.hazards}")
+        if any(emulated.stats.unwritten.values()):
+            problems.append(f"{emulated.name}: never written: {emulated.stats.unwritten}")
+    return max(x.error / x.budget for x in found), problems
+
+
+def plant_bug() -> Any:
+    """Takes every prior from the window row below: an off-by-one in one index."""
+    true_load = gpu_lanes.load_priors
+
+    def wrong(problem: Any, fast: bool, refs: Any, row: Any, group: Any, valid: Any) -> Any:
+        below = jnp.minimum(row + 1, problem.spec.kernel_size[0] - 1)
+        return true_load(problem, fast, refs, below, group, valid)
+
+    return mock.patch.multiple("pallas_kernels.gpu_forward", load_priors=wrong)
+
+
+def chosen(patterns: str) -> Iterable[Shape]:
+    """Shapes by name, cut down, each small problem once."""
+    seen = set()
+    for name, shape in SHAPES.items():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(",")):
+            small = cut(shape)
+            if small.name not in seen:
+                seen.add(small.name)
+                yield small
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", default="*", help="comma-separated patterns of shapes.py")
+    parser.add_argument("--arch", default="8.0,9.0")
+    parser.add_argument("--dtypes", default="float32,bfloat16")
+    parser.add_argument("--strip", type=int, default=0, help="0: the tile that would be used")
+    parser.add_argument("--warps", type=int, default=4)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--route", default=None, help="ptxsim's: xla (default), plugin, triton")
+    parser.add_argument("--plant-bug", action="store_true", help="show that an error is caught")
+    options = parser.parse_args(arguments)
+    reason = skipped()
+    if reason:
+        print(f"SKIPPED: {reason}")
+        return 0
+    failures = 0
+    for arch in options.arch.split(","):
+        for dtype in options.dtypes.split(","):
+            for shape in chosen(options.shapes):
+                tiles: list[Tile | None] = [None] * 3
+                if options.strip:
+                    s = shape.spec.stride
+                    tiles = [
+                        Tile(options.strip, options.warps),
+                        Tile(options.strip, options.warps, options.turns),
+                        Tile(-(-options.strip // s) * s, options.warps),
+                    ]
+                started = time.time()
+                with plant_bug() if options.plant_bug else contextlib.nullcontext():
+                    worst, problems = examine(shape, jnp.dtype(dtype), arch, tiles, options.route)
+                failures += bool(problems)
+                print(
+                    f"sm_{arch.replace('.', '')} {dtype:8} {shape.name:32} worst error "
+                    f"{worst:5.2f} of its budget, {time.time() - started:5.1f} s "
+                    f"{'ok' if not problems else 'WRONG: ' + '; '.join(problems)}",
+                    flush=True,
+                )
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
