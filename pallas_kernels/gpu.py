@@ -28,6 +28,10 @@ except ImportError as error:
 
 Mode = Literal["automatic", "compiled", "interpreted"]
 
+# Whether `implementation=None` leaves the choice to lowering. Not before the kernels have been run
+# with their default tiles (so far: interpreted and emulated with small ones); "pallas" names them.
+DEFAULT_ON_GPU = False
+
 LARGEST_DEPTH = 16
 WIDEST_KERNEL = 15
 LARGEST_STRIDE = 8

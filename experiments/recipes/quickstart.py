@@ -14,11 +14,13 @@ def _small(name: str, network: str) -> Config:
     return recipe(
         name,
         network,
-        data=Data(name="fashion_mnist_subset", flip=True, shift=2),
-        optim=Optim(learning_rate=0.1, weight_decay=5e-4, warmup_epochs=1.0, decay="cosine"),
+        data=Data(name="fashion_mnist_subset", flip=True),
+        optim=Optim(
+            learning_rate=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=1.0, decay="cosine"
+        ),
         train=Train(
-            batch_size=128, eval_batch_size=500, epochs=12.0, eval_every_epochs=3.0,
-            log_every=20, checkpoint_every=400,
+            batch_size=64, eval_batch_size=500, epochs=12.0, eval_every_epochs=3.0, log_every=50,
+            checkpoint_every=500,
         ),
     )  # fmt: skip
 

@@ -99,8 +99,9 @@ def test_jax_still_has_the_backend():
 
 # JAX 0.11 and later say so at each lowering.
 @pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
-def test_one_artifact_for_cpu_and_cuda():
+def test_one_artifact_for_cpu_and_cuda(monkeypatch):
     """Exported without a GPU; the CPU half runs, the CUDA half holds the kernel."""
+    monkeypatch.setattr("pallas_kernels.gpu.DEFAULT_ON_GPU", True)
     inputs = make_inputs(SMALL)
 
     def run(*inputs):
