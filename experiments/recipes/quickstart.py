@@ -16,10 +16,10 @@ def _small(name: str, network: str) -> Config:
         network,
         data=Data(name="fashion_mnist_subset", flip=True),
         optim=Optim(
-            learning_rate=0.1, nesterov=True, weight_decay=5e-4, warmup_epochs=1.0, decay="cosine"
+            learning_rate=0.06, nesterov=True, weight_decay=5e-4, warmup_epochs=1.0, decay="cosine"
         ),
         train=Train(
-            batch_size=64, eval_batch_size=500, epochs=12.0, eval_every_epochs=3.0, log_every=50,
+            batch_size=64, eval_batch_size=500, epochs=15.0, eval_every_epochs=5.0, log_every=50,
             checkpoint_every=500,
         ),
     )  # fmt: skip
