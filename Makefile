@@ -2,6 +2,7 @@
 
 PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
 VENV   ?= .venv
+JOBS   ?= 2
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 
@@ -13,7 +14,7 @@ help:
 	@echo "make test-slow    the long random sweeps, which CI runs once"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
-	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment"
+	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
 
 env: $(READY)
 
@@ -28,10 +29,10 @@ quickstart: $(READY)
 	$(PY) -m experiments.train --config=quickstart --workdir=runs/quickstart
 
 test: $(READY)
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(JOBS)
 
 test-slow: $(READY)
-	$(PY) -m pytest -m slow
+	$(PY) -m pytest -n $(JOBS) -m slow
 
 lint: $(READY)
 	$(PY) -m ruff format --check .
