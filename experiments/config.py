@@ -90,9 +90,7 @@ class Optim:
         _at_least("optim.weight_decay", self.weight_decay, 0)
         _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
         for name in ("momentum", "label_smoothing"):
-            number = getattr(self, name)
-            if not 0 <= number < 1:
-                raise ConfigError(f"optim.{name} must be in [0, 1), got {number}")
+            _at_least_0_below_1(f"optim.{name}", getattr(self, name))
         if list(self.boundaries) != sorted(self.boundaries):
             raise ConfigError(f"optim.boundaries must rise, got {self.boundaries}")
 
@@ -108,6 +106,8 @@ class Train:
       eval_every_epochs: evaluations during training, besides the one at the end; 0 for none.
       sync_batch_norm: statistics over the batch of all devices, instead of each device's (or of
         every model.batch_norm_images images, which is what the paper's recipes do).
+      ema_decay: of an exponential moving average of the weights, which evaluation then uses; 0 for
+        none. 0.9999 averages over some 10,000 steps.
       log_every: steps between fetches of the metrics from the device. Every step is logged; the
         device is asked for the numbers once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.
@@ -119,6 +119,7 @@ class Train:
     epochs: float = 110.0
     eval_every_epochs: float = 5.0
     sync_batch_norm: bool = False
+    ema_decay: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
@@ -133,6 +134,7 @@ class Train:
         ):
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.eval_every_epochs", self.eval_every_epochs, 0)
+        _at_least_0_below_1("train.ema_decay", self.ema_decay)
         if not self.epochs > 0:
             raise ConfigError(f"train.epochs must be more than 0, got {self.epochs}")
 
@@ -380,3 +382,8 @@ def _text(value: Any) -> str:
 def _at_least(name: str, number: float, least: float) -> None:
     if not number >= least:
         raise ConfigError(f"{name} must be at least {least}, got {number}")
+
+
+def _at_least_0_below_1(name: str, number: float) -> None:
+    if not 0 <= number < 1:
+        raise ConfigError(f"{name} must be in [0, 1), got {number}")

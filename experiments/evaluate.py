@@ -28,6 +28,9 @@ _CHECKPOINT = flags.DEFINE_string(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where prepared data sets lie here; the run's own place by default."
 )
+_EMA = flags.DEFINE_boolean(
+    "ema", None, "The averaged weights (--noema: the last); where the run kept them by default."
+)
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images per step over all devices; the run's own by default.", lower_bound=1
 )
@@ -38,14 +41,21 @@ def main() -> None:
     if not _CHECKPOINT.value:
         raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
     result = evaluate_checkpoint(
-        _CHECKPOINT.value, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value
+        _CHECKPOINT.value,
+        data_dir=_DATA_DIR.value,
+        batch_size=_BATCH_SIZE.value,
+        ema=_EMA.value,
     )
     print(describe_result(result))
     print(json.dumps(result))
 
 
 def evaluate_checkpoint(
-    path: str, *, data_dir: str | None = None, batch_size: int | None = None
+    path: str,
+    *,
+    data_dir: str | None = None,
+    batch_size: int | None = None,
+    ema: bool | None = None,
 ) -> dict[str, Any]:
     """Top-1, top-5 and loss of a checkpoint on the whole evaluation split.
 
@@ -53,13 +63,14 @@ def evaluate_checkpoint(
       path: a workdir or a step directory.
       data_dir: where the data set lies, if not where the run had it.
       batch_size: images per step over all devices, if not the run's.
+      ema: which weights, see `lrnet_jax.load_checkpoint`.
 
     Raises:
       CheckpointError: it cannot be read.
       ConfigError: its configuration cannot be evaluated here.
       MissingDatasetError: the data set is not on this machine.
     """
-    model, metadata = lrnet_jax.load_checkpoint(path)
+    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
     config = configs.from_dict(metadata["config"])
     if data_dir is not None:
         config = dataclasses.replace(

@@ -96,7 +96,11 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
         nesterov=config.optim.nesterov,
         weight_decay=config.optim.weight_decay,
     )
-    state = steps.replicate(steps.init_state(params, batch_stats, optimizer, config.seed))
+    state = steps.replicate(
+        steps.init_state(
+            params, batch_stats, optimizer, config.seed, ema=config.train.ema_decay > 0
+        )
+    )
 
     with contextlib.ExitStack() as closing:  # however it ends, saves in flight are finished
         # ---- what there is already
@@ -116,6 +120,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 schedule,
                 augment=make_augment(config, dataset),
                 label_smoothing=config.optim.label_smoothing,
+                ema_decay=config.train.ema_decay,
             ),
             donate=True,
         )
@@ -123,7 +128,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
 
         def evaluation(state: steps.TrainState) -> dict[str, Any]:
             batches = eval_batches(dataset, config.train.eval_batch_size)
-            return evaluate(eval_step, state.params, state.batch_stats, batches)
+            return evaluate(eval_step, *state.evaluated, batches)
 
         # ---- the loop
         reporter = closing.enter_context(

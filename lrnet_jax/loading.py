@@ -16,7 +16,11 @@ HEAD = "params/head/"
 
 
 def load_checkpoint(
-    path: str | pathlib.Path, num_classes: int | None = None, *, rngs: nnx.Rngs | None = None
+    path: str | pathlib.Path,
+    num_classes: int | None = None,
+    *,
+    ema: bool | None = None,
+    rngs: nnx.Rngs | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """Builds the network of a checkpoint, with its weights, in evaluation mode.
 
@@ -27,15 +31,17 @@ def load_checkpoint(
       path: a workdir (its newest checkpoint) or one step directory of it.
       num_classes: None for the checkpoint's own. Another number gives a fresh head; the
         checkpoint's is left out.
+      ema: True for the averaged weights, False for those of the last step; None for the averages
+        where the run kept them.
       rngs: of the fresh head; Rngs(0) by default.
 
     Returns:
       The network on the first local device, and the checkpoint's metadata: network, variant,
       num_classes, class_names, mean and std of the images (0 to 255), image_size, step, config.
-      "skipped" lists what of the checkpoint was left out.
+      "skipped" lists what of the checkpoint was left out, "ema" says whether these are averages.
 
     Raises:
-      CheckpointError: there is none, it is damaged, or it is not one of ours.
+      CheckpointError: there is none, it is damaged, it is not one of ours, or it has no averages.
     """
     folder = checkpoints.find_step(path)
     metadata = checkpoints.read_metadata(folder)
@@ -50,7 +56,9 @@ def load_checkpoint(
     abstract = nnx.eval_shape(lambda: create_from_variant(variant, stored_classes, nnx.Rngs(0)))
     functional, params, batch_stats = split(abstract)
     like = {"params": params, "batch_stats": batch_stats}
-    stored = checkpoints.read_model(folder, like)
+    ema = checkpoints.has_ema(folder) if ema is None else ema
+    stored = checkpoints.read_model(folder, like, checkpoints.EMA if ema else checkpoints.MODEL)
+    metadata = {**metadata, "ema": ema}
     if num_classes is None or num_classes == stored_classes:
         model = merge(functional.evaluate, stored["params"], stored["batch_stats"])
         return model, {**metadata, "skipped": []}

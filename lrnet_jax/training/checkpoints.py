@@ -1,9 +1,10 @@
 """Checkpoints on disk, through Orbax.
 
-A step directory holds three items, each readable on its own:
+A step directory holds three items or four, each readable on its own:
 
     model      {"params": ..., "batch_stats": ...}: plain nested dicts of arrays, all that
                inference needs, and nothing that needs Flax to be read
+    ema        the averages of the same arrays, where the run kept them: evaluate with these
     training   optimiser state, step, random key: what a bit-exact resume needs besides
     metadata   JSON: how to build the network again, and whatever the caller adds
 
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from lrnet_jax.training.steps import TrainState, Tree
 
 FOLDER = "checkpoints"  # below a workdir
+MODEL, EMA = "model", "ema"  # items with the arrays of a network
 
 
 class CheckpointError(ValueError):
@@ -39,9 +41,11 @@ def save(manager: ocp.CheckpointManager, state: TrainState, metadata: dict[str, 
     step = int(jax.device_get(state.step))
     if manager.latest_step() == step:
         return
+    averages = {} if state.ema is None else {EMA: ocp.args.StandardSave(state.ema)}
     manager.save(
         step,
         args=ocp.args.Composite(
+            **averages,
             model=ocp.args.StandardSave(_model_item(state)),
             training=ocp.args.StandardSave(_training_item(state)),
             metadata=ocp.args.JsonSave({**metadata, "step": step}),
@@ -65,12 +69,14 @@ def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | No
     folder = pathlib.Path(manager.directory) / str(step)
     model = _restore_item(folder, "model", _abstract(_model_item(like)))
     training = _restore_item(folder, "training", _abstract(_training_item(like)))
+    ema = None if like.ema is None else read_model(folder, like.ema, EMA)
     return TrainState(
         step=training["step"],
         params=model["params"],
         batch_stats=model["batch_stats"],
         opt_state=training["opt_state"],
         rng=training["rng"],
+        ema=ema,
     )
 
 
@@ -113,21 +119,31 @@ def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
     return metadata
 
 
-def read_model(folder: pathlib.Path, like: Tree) -> Tree:
+def has_ema(folder: pathlib.Path) -> bool:
+    """Whether a step directory holds averaged weights."""
+    return (folder / EMA).is_dir()
+
+
+def read_model(folder: pathlib.Path, like: Tree, item: str = MODEL) -> Tree:
     """The arrays of a step directory's network.
 
     Args:
       folder: a step directory.
       like: {"params": ..., "batch_stats": ...}, arrays or shapes. Leaves that the checkpoint
         stores in another shape or dtype are an error; see `stored_shapes` to ask first.
+      item: "model" for the weights as trained, "ema" for their averages.
 
     Returns:
       The tree with arrays on the first local device, or where `like` has its shardings.
 
     Raises:
-      CheckpointError: unreadable, or of another network.
+      CheckpointError: unreadable, without averages, or of another network.
     """
-    return _restore_item(folder, "model", _abstract(like))
+    if item == EMA and not has_ema(folder):
+        raise CheckpointError(
+            f"checkpoint {folder} has no averaged weights; its run had train.ema_decay=0"
+        )
+    return _restore_item(folder, item, _abstract(like))
 
 
 def stored_shapes(folder: pathlib.Path, item: str = "model") -> dict[str, tuple[Any, Any]]:
@@ -172,8 +188,8 @@ def _abstract(tree: Tree) -> Tree:
 
 
 def _restore_item(folder: pathlib.Path, item: str, abstract: Tree) -> Tree:
-    if item == "model":
-        _check_model(folder, abstract)
+    if item in (MODEL, EMA):
+        _check_model(folder, item, abstract)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(folder / item, abstract)
@@ -184,8 +200,8 @@ def _restore_item(folder: pathlib.Path, item: str, abstract: Tree) -> Tree:
         ) from error
 
 
-def _check_model(folder: pathlib.Path, abstract: Tree) -> None:
-    stored, wanted = stored_shapes(folder), flatten(abstract)
+def _check_model(folder: pathlib.Path, item: str, abstract: Tree) -> None:
+    stored, wanted = stored_shapes(folder, item), flatten(abstract)
     for path in sorted(stored.keys() | wanted.keys()):
         if path not in wanted:
             raise CheckpointError(f"checkpoint {folder} has {path}, which the network has not")

@@ -5,6 +5,7 @@ one line that does), and a test or a notebook can call them under plain vmap.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ class TrainState:
       batch_stats: float32 running mean and variance of every BatchNorm.
       opt_state: the optimiser's.
       rng: uint32 key data; step n draws from fold_in(rng, n).
+      ema: {"params": .., "batch_stats": ..} averaged over the steps taken, or None.
     """
 
     step: jax.Array
@@ -39,6 +41,14 @@ class TrainState:
     batch_stats: Tree
     opt_state: optax.OptState
     rng: jax.Array
+    ema: Tree | None = None
+
+    @property
+    def evaluated(self) -> tuple[Tree, Tree]:
+        """(params, batch_stats) to evaluate with: the averages, where there are any."""
+        if self.ema is None:
+            return self.params, self.batch_stats
+        return self.ema["params"], self.ema["batch_stats"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,16 +103,42 @@ def merge(graphdef: nnx.GraphDef[Any], *trees: Tree) -> Any:
 
 
 def init_state(
-    params: Tree, batch_stats: Tree, optimizer: optax.GradientTransformation, seed: int
+    params: Tree,
+    batch_stats: Tree,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    *,
+    ema: bool = False,
 ) -> TrainState:
-    """The state before the first step."""
+    """The state before the first step; with `ema`, it keeps averages (see `train_step`)."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         rng=jax.random.key_data(jax.random.key(seed)),
+        # Copies: the step is given the memory of the whole state, no buffer of it twice.
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
     )
+
+
+def average(ema: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:
+    """The exponential moving average after one more step.
+
+        ema[n] = sum over i = 1..n of decay^(n - i) new[i]  /  sum over i of decay^(n - i)
+
+    A weighted mean from the first step on, without a bias towards the initial values: early in
+    training it is nearly the plain mean of all steps, later the last 1 / (1 - decay) count.
+
+    Args:
+      ema: ema[n - 1].
+      new: new[n], of the same structure.
+      step: n, from 1.
+      decay: in (0, 1).
+    """
+    # 1 - decay^n written so that it keeps its digits in float32, where decay^n is nearly 1.
+    share = math.expm1(math.log(decay)) / jnp.expm1(step.astype(jnp.float32) * math.log(decay))
+    return optax.incremental_update(new, ema, share)
 
 
 def train_step(
@@ -112,6 +148,7 @@ def train_step(
     *,
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
     label_smoothing: float = 0.0,
+    ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step of one device.
 
@@ -122,13 +159,25 @@ def train_step(
       augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. Draws
         per position in the global batch, so that a batch is augmented alike on any devices.
       label_smoothing: 0 in the paper's recipes.
+      ema_decay: of the averages of weights and running statistics, where the state keeps them
+        (see `average`); 0 in the paper's recipes, which keep none.
 
     Returns:
       (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
       index. Metrics are float32 scalars, averaged over the devices.
+
+    Raises:
+      ValueError: ema_decay is not in [0, 1), or (the step) contradicts the state.
     """
+    if not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        if (state.ema is not None) != (ema_decay > 0):
+            raise ValueError(
+                f"ema_decay is {ema_decay}, and the state keeps {'no ' * (state.ema is None)}"
+                "averages; give init_state ema=True exactly where ema_decay is above 0"
+            )
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         images = augment(batch["image"], batch["index"], key)
 
@@ -149,12 +198,19 @@ def train_step(
             (grads, batch_stats, loss, accuracy), AXIS
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # Statistics too: those of the newest weights do not fit the averaged ones.
+            new = {"params": params, "batch_stats": batch_stats}
+            ema = average(ema, new, state.step + 1, ema_decay)
         new_state = TrainState(
             step=state.step + 1,
-            params=optax.apply_updates(state.params, updates),
+            params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             rng=state.rng,
+            ema=ema,
         )
         metrics = {
             "loss": loss,

@@ -36,6 +36,7 @@ def tiny(**changes):
         "train.eval_every_epochs": "0",
         "train.log_every": "3",
         "train.checkpoint_every": "4",
+        "train.ema_decay": "0.7",
         **changes,
     }.items():
         config = override(config, path, text)
@@ -70,6 +71,9 @@ def test_a_run_leaves_what_it_should(run):
 def test_evaluate_reproduces_the_final_numbers_exactly(run):
     workdir, result = run
     assert evaluate_checkpoint(str(workdir)) == result
+    last = evaluate_checkpoint(str(workdir), ema=False)
+    assert last["count"] == result["count"]
+    assert last["loss"] != result["loss"]
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):
@@ -96,22 +100,25 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
     assert train(tiny(), workdir) == result
     assert metrics(workdir) == metrics(whole)
 
-    arrays = []
-    for folder in (whole, workdir):
-        step = checkpoints.find_step(folder)
-        like = {
-            path: jax.ShapeDtypeStruct(*kind)
-            for path, kind in checkpoints.stored_shapes(step).items()
-        }
-        nested = {}
-        for path, leaf in like.items():
-            node = nested
-            *parents, last = path.split("/")
-            for name in parents:
-                node = node.setdefault(name, {})
-            node[last] = leaf
-        arrays.append(checkpoints.read_model(step, nested))
-    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *arrays)
+    for item in (checkpoints.MODEL, checkpoints.EMA):
+        arrays = [stored(checkpoints.find_step(folder), item) for folder in (whole, workdir)]
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *arrays)
+
+
+def stored(step, item):
+    """The arrays of a step directory, whatever they are."""
+    like = {
+        path: jax.ShapeDtypeStruct(*kind)
+        for path, kind in checkpoints.stored_shapes(step, item).items()
+    }
+    nested = {}
+    for path, leaf in like.items():
+        node = nested
+        *parents, last = path.split("/")
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = leaf
+    return checkpoints.read_model(step, nested, item)
 
 
 def test_a_finished_run_is_told_again_not_trained_again(run, capsys):

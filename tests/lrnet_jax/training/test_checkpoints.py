@@ -20,12 +20,14 @@ TINY = lrnet_jax.Variant(
 )  # fmt: skip
 
 
-def new_state(variant=TINY, classes=5, seed=0):
+def new_state(variant=TINY, classes=5, seed=0, ema=False):
     model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(seed))
     _, params, batch_stats = steps.split(model)
-    state = steps.init_state(params, batch_stats, sgd(lambda _: 0.1), seed)
+    state = steps.init_state(params, batch_stats, sgd(lambda _: 0.1), seed, ema=ema)
     # Values that no initialisation gives, so that a restored state is known to be restored.
     state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
+    if ema:
+        state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x * 2, state.ema))
     return steps.replicate(dataclasses.replace(state, step=jnp.asarray(7)))
 
 
@@ -48,8 +50,9 @@ def assert_same(a, b):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y, strict=True), a, b)
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
-    state = new_state()
+@pytest.mark.parametrize("ema", [False, True])
+def test_a_state_comes_back_bit_for_bit(tmp_path, ema):
+    state = new_state(ema=ema)
     manager = save(tmp_path, state)
     like = jax.tree.map(jnp.zeros_like, state)
     restored = checkpoints.restore(manager, like)
@@ -90,6 +93,27 @@ def test_load_checkpoint_with_another_head(tmp_path):
     stored = jax.device_get(state)
     assert_same(params["stem"], stored.params["stem"])
     assert_same(batch_stats, stored.batch_stats)
+
+
+def test_averages_are_loaded_where_the_run_kept_them(tmp_path):
+    state = new_state(ema=True)
+    save(tmp_path / "ema", state).close()
+    stored = jax.device_get(state)
+    for ema in (None, True, False):
+        loaded, record = lrnet_jax.load_checkpoint(tmp_path / "ema", ema=ema)
+        assert record["ema"] == (ema is not False)
+        want = (stored.params, stored.batch_stats) if ema is False else stored.evaluated
+        assert_same(jax.device_get(steps.split(loaded)[1:]), want)
+
+    save(tmp_path / "none", new_state()).close()
+    _, record = lrnet_jax.load_checkpoint(tmp_path / "none")
+    assert record["ema"] is False
+    with pytest.raises(CheckpointError, match=r"no averaged weights; its run had train.ema_deca"):
+        lrnet_jax.load_checkpoint(tmp_path / "none", ema=True)
+    manager = checkpoints.open_manager(tmp_path / "none", keep=2)
+    with pytest.raises(CheckpointError, match="no averaged weights"):
+        checkpoints.restore(manager, new_state(ema=True))
+    manager.close()
 
 
 # Where one array cannot be read, Orbax closes its event loop while reads of others are in flight.

@@ -1,6 +1,7 @@
 """The training step: the same on one device and on four, and plain SGD by hand."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,18 +39,71 @@ def batches(count, size=16):
     ]
 
 
-def run(variant, devices, count=5):
-    """The state after `count` steps on some devices."""
+DECAY = 0.6
+
+
+def run(variant, device_count):
+    """The state after five steps, and the metrics of the last."""
+    return history(variant, device_count)[-1]
+
+
+@functools.cache
+def history(variant, device_count):
+    """The state and the metrics after each of five steps, with averages of the weights."""
+    devices = jax.local_devices()[:device_count]
     model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
     functional, params, batch_stats = steps.split(model)
     optimizer = sgd(lambda _: 0.05, weight_decay=1e-3)
-    state = steps.init_state(params, batch_stats, optimizer, seed=3)
+    state = steps.init_state(params, batch_stats, optimizer, seed=3, ema=True)
     state = steps.replicate(state, devices)
-    step = steps.train_step(functional, optimizer, lambda _: 0.05, augment=prepare)
+    step = steps.train_step(functional, optimizer, lambda _: 0.05, augment=prepare, ema_decay=DECAY)
     step = steps.parallel(step, donate=True, devices=devices)
-    for batch in batches(count):
+    after = []
+    for batch in batches(5):
         state, metrics = step(state, steps.shard(batch, devices))
-    return jax.device_get((state, metrics))
+        after.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state is donated
+    return after
+
+
+def test_averages_are_the_weighted_mean_of_all_steps():
+    """decay^(n - i) for step i of n, over all steps and in float64; weights and statistics."""
+    after = [state for state, _ in history(dataclasses.replace(TINY, batch_norm_images=4), 4)]
+    for n in range(1, 6):
+        weights = DECAY ** np.arange(n - 1, -1, -1.0)
+        trees = [{"params": s.params, "batch_stats": s.batch_stats} for s in after[:n]]
+        want = jax.tree.map(
+            lambda *leaves, weights=weights: np.average(
+                np.stack(leaves).astype(np.float64), axis=0, weights=weights
+            ),
+            *trees,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
+            after[n - 1].ema,
+            want,
+        )
+    assert after[-1].evaluated == (after[-1].ema["params"], after[-1].ema["batch_stats"])
+
+
+@pytest.mark.parametrize("decay", [0.5, 0.9999])
+@pytest.mark.parametrize("step", [1, 2, 3000, 1_000_000])
+def test_the_share_of_a_step_keeps_its_digits(step, decay):
+    share = jax.jit(lambda n: steps.average(0.0, 1.0, n, decay))(jnp.int32(step))
+    np.testing.assert_allclose(share, (1 - decay) / (1 - decay**step), rtol=1e-6)
+
+
+def test_averages_and_decay_come_together():
+    optimizer = sgd(lambda _: 0.05)
+    state = steps.init_state({}, {}, optimizer, seed=0)
+    assert state.evaluated == ({}, {})
+    step = steps.train_step(Fixed(), optimizer, lambda _: 0.05, augment=prepare, ema_decay=0.9)
+    with pytest.raises(ValueError, match=r"ema_decay is 0\.9, and the state keeps no averages"):
+        step(state, batches(1)[0])
+    step = steps.train_step(Fixed(), optimizer, lambda _: 0.05, augment=prepare)
+    with pytest.raises(ValueError, match=r"ema_decay is 0\.0, and the state keeps averages"):
+        step(dataclasses.replace(state, ema={}), batches(1)[0])
+    with pytest.raises(ValueError, match=r"ema_decay must be in \[0, 1\), got 1"):
+        steps.train_step(Fixed(), optimizer, lambda _: 0.05, augment=prepare, ema_decay=1)
 
 
 @pytest.mark.parametrize("statistics", ["groups of 4 images", "synchronised"])
@@ -58,8 +112,8 @@ def test_four_devices_train_as_one(statistics):
         {"batch_norm_images": 4} if statistics != "synchronised" else {"batch_norm_axis": "batch"}
     )
     variant = dataclasses.replace(TINY, **change)
-    one, metrics_one = run(variant, jax.local_devices()[:1])
-    four, metrics_four = run(variant, jax.local_devices()[:4])
+    one, metrics_one = run(variant, 1)
+    four, metrics_four = run(variant, 4)
     assert one.step == 5
     # The same sums in another order: float32 rounding, grown over five steps.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, four)
@@ -70,8 +124,8 @@ def test_four_devices_train_as_one(statistics):
 
 def test_statistics_of_a_whole_device_do_depend_on_the_devices():
     """The control of the test above: without groups or synchronisation the two differ."""
-    one, _ = run(TINY, jax.local_devices()[:1])
-    four, _ = run(TINY, jax.local_devices()[:4])
+    one, _ = run(TINY, 1)
+    four, _ = run(TINY, 4)
     difference = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), one.batch_stats, four.batch_stats
     )
