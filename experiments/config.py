@@ -39,6 +39,9 @@ class Data:
         tolerates none.
       flip: mirror training images at random.
       shift: move training images by up to so many pixels at random (for small images).
+      mixup_alpha: blend pairs of training images, shares from Beta(alpha, alpha); 0 for none.
+      cutmix_alpha: paste a box of its partner into each training image, likewise; 0 for none. With
+        both, each image takes one of them at random.
     """
 
     name: str = "imagenet2012"
@@ -48,12 +51,21 @@ class Data:
     tolerate_bad_images: int = 0
     flip: bool = True
     shift: int = 0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def __post_init__(self) -> None:
         if self.workers is not None:
             _at_least("data.workers", self.workers, 0)
         _at_least("data.tolerate_bad_images", self.tolerate_bad_images, 0)
         _at_least("data.shift", self.shift, 0)
+        _at_least("data.mixup_alpha", self.mixup_alpha, 0)
+        _at_least("data.cutmix_alpha", self.cutmix_alpha, 0)
         if self.image_size is not None:
             _at_least("data.image_size", self.image_size, 1)
 

@@ -9,6 +9,7 @@ from experiments.config import Config, ConfigError
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.augment import augment, normalize
 from lrnet_jax.data.dataset import Batch, Dataset
+from lrnet_jax.data.mixing import Mixed, mix
 
 
 def open_data(config: Config) -> Dataset:
@@ -48,6 +49,17 @@ def make_augment(
         return finish(augment(images, index, key, flip=config.data.flip, shift=config.data.shift))
 
     return prepare
+
+
+def make_mix(
+    config: Config,
+) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None:
+    """Normalised images, positions in the global batch, key -> mixed images; None for no mixing."""
+    if not config.data.mixes:
+        return None
+    return functools.partial(
+        mix, mixup_alpha=config.data.mixup_alpha, cutmix_alpha=config.data.cutmix_alpha
+    )
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

@@ -24,7 +24,7 @@ import lrnet_jax
 from experiments import command_line
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from experiments.inputs import eval_batches, make_augment, make_normalize, open_data
+from experiments.inputs import eval_batches, make_augment, make_mix, make_normalize, open_data
 from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.data.prefetch import prefetch
 from lrnet_jax.training import checkpoints, steps
@@ -119,6 +119,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 optimizer,
                 schedule,
                 augment=make_augment(config, dataset),
+                mix=make_mix(config),
                 label_smoothing=config.optim.label_smoothing,
                 ema_decay=config.train.ema_decay,
             ),
@@ -204,6 +205,13 @@ def check_devices(config: Config) -> None:
                 f"train.{name} {size} is not divisible by {devices} devices; "
                 f"use --config.train.{name}={near}"
             )
+    if config.data.mixes and config.train.batch_size // devices % 2:
+        raise ConfigError(
+            f"{config.train.batch_size // devices} images a device (train.batch_size "
+            f"{config.train.batch_size} over {devices} devices) cannot be mixed in pairs; "
+            f"use --config.train.batch_size={config.train.batch_size + devices}, or "
+            "--config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
+        )
     images = config.model.batch_norm_images
     if images is not None and config.train.batch_size // devices % images:
         raise ConfigError(

@@ -15,6 +15,7 @@ on the device (`augment.py`).
     records.py     random access to its files
     decode.py      from the bytes of an image to a crop
     augment.py     normalisation and augmentation on the device
+    mixing.py      Mixup and CutMix on the device
     prefetch.py    transfers the next batches while a step runs
 """
 

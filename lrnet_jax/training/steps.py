@@ -15,6 +15,8 @@ import numpy as np
 import optax
 from flax import nnx
 
+from lrnet_jax.data.mixing import Mixed, swap_pairs
+
 AXIS = "batch"  # the axis of collectives: the devices
 
 Batch = dict[str, Any]
@@ -147,6 +149,7 @@ def train_step(
     schedule: optax.Schedule,
     *,
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
@@ -158,6 +161,8 @@ def train_step(
       schedule: only to report the rate.
       augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. Draws
         per position in the global batch, so that a batch is augmented alike on any devices.
+      mix: (images as `augment` returns them, index, key) -> mixed images and how much of each is
+        its own; see `lrnet_jax.data.mixing`. None in the paper's recipes.
       label_smoothing: 0 in the paper's recipes.
       ema_decay: of the averages of weights and running statistics, where the state keeps them
         (see `average`); 0 in the paper's recipes, which keep none.
@@ -180,18 +185,31 @@ def train_step(
             )
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         images = augment(batch["image"], batch["index"], key)
+        labels = batch["label"]
+        if mix is None:
+            share, other_labels = jnp.ones(len(labels)), labels
+        else:
+            # 2^32 - 1 is no place in a batch: no bits in common with the augmentation.
+            mix_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
+            images, share = mix(images, batch["index"], mix_key)
+            other_labels = swap_pairs(labels)
 
         def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
             logits, batch_stats = functional.apply_train(params, state.batch_stats, images)
-            targets = optax.smooth_labels(
-                jax.nn.one_hot(batch["label"], logits.shape[-1]), label_smoothing
-            )
+            classes = logits.shape[-1]
+            targets = jax.nn.one_hot(labels, classes)
+            if mix is not None:
+                others = jax.nn.one_hot(other_labels, classes)
+                targets = share[:, None] * targets + (1 - share[:, None]) * others
+            targets = optax.smooth_labels(targets, label_smoothing)
             loss = optax.softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, batch_stats)
 
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         (loss, (logits, batch_stats)), grads = grad_fn(state.params)
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
+        chosen = jnp.argmax(logits, -1)
+        # Of a mixed image, each label counts for its share.
+        accuracy = jnp.mean(share * (chosen == labels) + (1 - share) * (chosen == other_labels))
         # Shares are of equal size, so the mean over devices is the mean over the global batch.
         # Running statistics are averaged too: one state, whatever device is asked for it.
         grads, batch_stats, loss, accuracy = jax.lax.pmean(

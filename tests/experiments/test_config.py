@@ -25,6 +25,17 @@ def test_the_papers_recipe():
     assert (config.optim.decay, config.optim.boundaries) == ("steps", (30, 60, 90))
 
 
+def test_the_modern_recipe():
+    paper, modern = RECIPES["lrnet50"], RECIPES["lrnet50_modern"]
+    assert modern.model == paper.model
+    assert modern.optim.decay == "cosine"
+    assert modern.optim.label_smoothing == 0.1
+    assert (modern.data.mixup_alpha, modern.data.cutmix_alpha) == (0.2, 1.0)
+    assert modern.train.ema_decay == 0.9999
+    assert not paper.data.mixes
+    assert (paper.optim.label_smoothing, paper.train.ema_decay) == (0, 0)
+
+
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_recipes_survive_json_and_their_own_description(name):
     config = RECIPES[name]
@@ -77,6 +88,9 @@ def test_override(path, text, value):
         ("optim.momentum", "big", "must be a number, got 'big'"),
         ("optim.momentum", "1", r"optim.momentum must be in \[0, 1\), got 1.0"),
         ("optim.boundaries", "3,2", "boundaries must rise"),
+        ("data.mixup_alpha", "-1", "data.mixup_alpha must be at least 0, got -1.0"),
+        ("data.cutmix_alpha", "nan", "data.cutmix_alpha must be at least 0, got nan"),
+        ("train.ema_decay", "1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
         ("data.flip", "maybe", "must be true or false, got 'maybe'"),
         ("optim.decay", "step", "must be one of steps, cosine; got 'step'; did you mean steps?"),
         ("model.kernel_size", "8", "kernel_size must be odd, got 8; use 7 or 9"),

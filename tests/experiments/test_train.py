@@ -137,6 +137,10 @@ def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
         ({"train.batch_size": "6"}, "train.batch_size 6 is not divisible by 4 devices; use .*=4"),
         ({"train.eval_batch_size": "3"}, "train.eval_batch_size 3 is not divisible by 4 devices"),
         ({"model.batch_norm_images": "8"}, "2 images a device .* use --config.train.batch_size=32"),
+        (
+            {"train.batch_size": "12", "data.cutmix_alpha": "1"},
+            "3 images a device .* cannot be mixed in pairs; use --config.train.batch_size=16",
+        ),
         ({"train.epochs": "0.0001"}, "is less than one step"),
         ({"data.image_size": "0"}, "data.image_size must be at least 1, got 0"),
     ],

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -187,11 +188,57 @@ def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
 
 
 class Fixed:
-    """Stands for a network whose logits are the images' first row."""
+    """Stands for a network whose logits are the images' first row, times a parameter."""
+
+    def apply_train(self, params, batch_stats, images):
+        return params * self.apply(params, batch_stats, images), batch_stats
 
     def apply(self, params, batch_stats, images):
         del params, batch_stats
         return images[:, 0, :, 0]
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_targets_of_mixed_images(devices):
+    """Loss, accuracy and gradient of mixed, smoothed targets, one row at a time in float64."""
+    rng = np.random.default_rng(2)
+    logits = rng.normal(size=(8, 7)).astype(np.float32)
+    labels = rng.integers(0, 7, 8).astype(np.int32)
+    shares = rng.uniform(size=8).astype(np.float32)
+
+    def mix(images, index, key):
+        del key
+        return images, jnp.asarray(shares)[index]
+
+    step = steps.train_step(
+        Fixed(), optax.sgd(1.0), lambda _: 1.0, augment=lambda images, index, key: images,
+        mix=mix, label_smoothing=0.1,
+    )  # fmt: skip
+    step = steps.parallel(step, devices=jax.local_devices()[:devices])
+    batch = {
+        "image": np.broadcast_to(logits[:, None, :, None], (8, 2, 7, 3)),
+        "label": labels,
+        "index": np.arange(8, dtype=np.int32),
+    }
+    state = steps.init_state(jnp.float32(2.0), {}, optax.sgd(1.0), seed=0)
+    state = steps.replicate(state, jax.local_devices()[:devices])
+    new, metrics = step(state, steps.shard(batch, jax.local_devices()[:devices]))
+
+    losses, right, slopes = [], [], []
+    for row in range(8):
+        other = labels[row + 1 if row % 2 == 0 else row - 1]
+        target = np.full(7, 0.1 / 7)
+        target[labels[row]] += 0.9 * shares[row]
+        target[other] += 0.9 * (1 - shares[row])
+        z = 2.0 * logits[row].astype(np.float64)
+        log_p = z - np.log(np.exp(z).sum())
+        losses.append(-(target * log_p).sum())
+        best = logits[row].argmax()
+        right.append(shares[row] * (best == labels[row]) + (1 - shares[row]) * (best == other))
+        slopes.append(((np.exp(log_p) - target) * logits[row]).sum())
+    assert metrics["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+    assert metrics["accuracy"] == pytest.approx(np.mean(right), rel=1e-5)
+    assert float(new.params) == pytest.approx(2.0 - np.mean(slopes), rel=1e-5)
 
 
 def test_evaluation_counts_ranks_and_leaves_padding_out():
