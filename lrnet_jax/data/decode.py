@@ -11,13 +11,25 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
+MEMORY_BLOCKS = 4  # the decoded image, a converted copy, the resampled rows, the crop
 EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side of the image
 
 
 def decode(encoded: bytes) -> Image.Image:
     """Decodes a JPEG, PNG or other image that Pillow knows, to RGB."""
     with Image.open(io.BytesIO(encoded)) as image:
-        return image.convert("RGB")
+        image.load()
+        # convert() copies even where there is nothing to convert, a seventh of the time of a crop.
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def keep_memory() -> None:
+    """Lets Pillow keep the memory of an image for the next one, for this process.
+
+    By default it goes back to the operating system each time, and comes back as zeroed pages:
+    a quarter of the CPU time of a crop. At most MEMORY_BLOCKS * 16 MB stay.
+    """
+    Image.core.set_blocks_max(MEMORY_BLOCKS)
 
 
 def crop(image: Image.Image, box: Box, image_size: int) -> np.ndarray:

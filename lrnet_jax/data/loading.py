@@ -133,7 +133,7 @@ def load(
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=num_workers),
-            worker_init_fn=_follow_parent,
+            worker_init_fn=_start_worker,
         )
     )
     try:
@@ -142,14 +142,19 @@ def load(
         iterator.close()
 
 
-def _follow_parent(worker_index: int, worker_count: int) -> None:
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    del worker_index, worker_count
+    decode.keep_memory()
+    _follow_parent()
+
+
+def _follow_parent() -> None:
     """Lets the process that started this worker alone decide when it ends.
 
     A terminal and some schedulers signal all processes of a job. The parent may want to finish a
     step and save first, for which it needs its workers; and a parent that was killed outright
     cannot end them.
     """
-    del worker_index, worker_count
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

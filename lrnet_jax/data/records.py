@@ -214,6 +214,12 @@ def _walk_tfrecords(path: str) -> np.ndarray:
     return np.array(offsets, np.int64)
 
 
+def tfrecord(data: bytes) -> bytes:
+    """The bytes of one record as they stand in a TFRecord file."""
+    length = len(data).to_bytes(8, "little")
+    return length + FOOTER.pack(_masked_crc(length)) + data + FOOTER.pack(_masked_crc(data))
+
+
 def _record_length(header: bytes) -> int:
     if len(header) != HEADER.size:
         raise ValueError(f"only {len(header)} of {HEADER.size} bytes")
