@@ -12,7 +12,7 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 MEMORY_BLOCKS = 4  # the decoded image, a converted copy, the resampled rows, the crop
-EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side of the image
+EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side, resized
 
 
 def decode(encoded: bytes) -> Image.Image:
@@ -64,14 +64,18 @@ def random_resized_box(width: int, height: int, random: np.random.Generator) -> 
     return left, top, left + box_width, top + box_height
 
 
-def central_box(width: int, height: int) -> Box:
-    """The central square, its side 224/256 of the shorter side.
+def central_crop(image: Image.Image, image_size: int) -> np.ndarray:
+    """The shorter side to S * 256 / 224, bicubic, and the central (S, S, 3) of it.
 
-    Resizing it to S is resizing the shorter side to S * 256 / 224 and cutting S x S from the
-    centre, in one resampling.
+    Whole pixels are rounded as torchvision's Resize(256) and CenterCrop(224) do: the longer side
+    down, and the crop may lie half a pixel off the centre. Figures in the literature are taken so.
+    (`crop` of the same box is not quite the same: Pillow then takes rows and columns in another
+    order for some images, and rounds in between.)
 
     Source: paper, section 5 (single centre crop).
     """
-    side = min(width, height) * EVAL_FRACTION
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+    short = round(image_size / EVAL_FRACTION)
+    width, height = (int(short * side / min(image.size)) for side in image.size)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    resized = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))

@@ -98,8 +98,7 @@ class EvalLoader:
             index = int(examples[row])
             example = self.split.example(index)
             image = self.split.decode(index, example)
-            box = decode.central_box(image.width, image.height)
-            batch["image"][row] = decode.crop(image, box, self.image_size)
+            batch["image"][row] = decode.central_crop(image, self.image_size)
             batch["label"][row] = example.label
         batch["index"][:] = positions
         return Loaded(batch | {"mask": mask}, ())
