@@ -6,12 +6,13 @@ JOBS   ?= 2
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 
-.PHONY: help env quickstart test test-slow lint format lock clean
+.PHONY: help env quickstart test test-slow test-prepare lint format lock clean
 
 help:
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-slow    the long random sweeps, which CI runs once"
+	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
 	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
@@ -34,6 +35,17 @@ test: $(READY)
 test-slow: $(READY)
 	$(PY) -m pytest -n $(JOBS) -m slow
 
+# Everything but this trains and evaluates without TensorFlow.
+test-prepare: $(VENV)-prepare/.installed
+	$(VENV)-prepare/bin/python -m pytest tests/experiments/test_prepare_imagenet.py
+	$(VENV)-prepare/bin/python -m pytest -m slow -k built tests/experiments/test_imagenet_end_to_end.py
+
+$(VENV)-prepare/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)-prepare
+	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[prepare]'
+	@touch $@
+
 lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -47,4 +59,4 @@ lock:
 	uv pip compile --universal --no-annotate --no-header --generate-hashes --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-prepare build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """Reads `--config=NAME --config.a.b=value` beside absl flags, and ends runs in one line."""
 
 import difflib
+import logging as standard_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from experiments.config import Config, ConfigError, describe, override
-from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
+from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training.checkpoints import CheckpointError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
@@ -31,10 +32,14 @@ def run(main: Callable[[], None]) -> None:
             _fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
         # Orbax and others tell of their own affairs at the level of warnings.
         logging.set_verbosity(logging.ERROR)
+        # Of ours: an index that takes a while, an image that had to be replaced.
+        standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             main()
-        except (ConfigError, CheckpointError, DamagedDatasetError, MissingDatasetError) as error:
+        except (
+            BadImageError, ConfigError, CheckpointError, DamagedDatasetError, MissingDatasetError,
+        ) as error:  # fmt: skip
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)

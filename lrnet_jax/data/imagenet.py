@@ -30,6 +30,7 @@ MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 IMAGE_SIZE = 224
 OPEN_FILES = 8192
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class PreparedDataset:
                 for fault in faults:
                     if fault.example not in bad:
                         bad.add(fault.example)
-                        logging.warning(
+                        logger.warning(
                             "replaced bad image, %d of %d tolerated: %s",
                             len(bad),
                             self.tolerate_bad_images,

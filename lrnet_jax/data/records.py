@@ -26,6 +26,7 @@ import numpy as np
 FileFormat = Literal["array_record", "tfrecord"]
 HEADER = struct.Struct("<QI")
 FOOTER = struct.Struct("<I")
+logger = logging.getLogger(__name__)
 # Opening shards waits on the disk or the network, not on the CPU.
 OPENING_THREADS = 32
 
@@ -170,7 +171,7 @@ def _tfrecord_index(paths: Sequence[str], lengths: Sequence[int]) -> tuple[np.nd
     cache = _cache_file(paths)
     if cache.exists():
         return tuple(np.split(np.load(cache), ends))
-    logging.info("indexing %d TFRecord shards, once; this reads every record's header", len(paths))
+    logger.info("indexing %d TFRecord shards, once; this reads every record's header", len(paths))
     offsets = _in_threads(_walk_tfrecords, paths)
     _compare_lengths(paths, lengths, [len(shard) for shard in offsets])
     cache.parent.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@
 writes tests/data/imagenet_miniature.tar.xz again (needs the extra `prepare`).
 """
 
+import functools
 import io
 import pathlib
 import tarfile
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 ARCHIVE = pathlib.Path(__file__).parents[2] / "data" / "imagenet_miniature.tar.xz"
+PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "photographs"
 FORMATS = ("array_record", "tfrecord")
 SYNSETS = ("n01440764", "n01739381", "n02105855")
 TRAIN_PER_SYNSET = 6
@@ -25,13 +27,25 @@ CMYK = "n01739381_1309.JPEG"
 PNG = "n02105855_2933.JPEG"
 
 
+@functools.cache
+def photograph(name):
+    """One of the four photographs, at a third of its size."""
+    with Image.open(PHOTOGRAPHS / f"{name}.jpg") as file:
+        return file.convert("RGB").reduce(3)
+
+
 def image(seed, mode="RGB", format="JPEG"):
-    """Encodes a smooth random image of a random size."""
+    """Encodes a piece of a photograph, of a random size."""
     random = np.random.default_rng(seed)
-    small = Image.fromarray(random.integers(0, 256, (5, 6, 3), np.uint8))
-    size = tuple(int(n) for n in random.integers(40, 110, 2))
+    whole = photograph(("astronaut", "chelsea", "coffee", "rocket")[random.integers(4)])
+    width, height = (int(random.integers(40, side)) for side in whole.size)
+    left, top = (
+        int(random.integers(whole_side - side + 1))
+        for whole_side, side in zip(whole.size, (width, height), strict=True)
+    )
+    piece = whole.crop((left, top, left + width, top + height))
     buffer = io.BytesIO()
-    small.resize(size, Image.Resampling.BICUBIC).convert(mode).save(buffer, format, quality=80)
+    piece.convert(mode).save(buffer, format, quality=80)
     return buffer.getvalue()
 
 
