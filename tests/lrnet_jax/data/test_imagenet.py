@@ -198,14 +198,19 @@ def test_a_bad_image_is_named(copy, num_workers):
         list(dataset.eval_batches(4))
 
 
-def test_an_image_that_pillow_cannot_read_is_named(prepared_dir, monkeypatch):
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [(lambda jpeg: b"ha", "cannot identify"), (lambda jpeg: jpeg[:-200], ".*truncated")],
+)
+def test_an_image_that_pillow_cannot_read_is_named(prepared_dir, monkeypatch, spoil, reason):
     dataset = open_miniature(prepared_dir / "array_record")
     victim = dataset.train.example(11)
-    monkeypatch.setattr(type(dataset.train), "example", lambda *_: victim._replace(encoded=b"ha"))
+    spoiled = victim._replace(encoded=spoil(victim.encoded))
+    monkeypatch.setattr(type(dataset.train), "example", lambda *_: spoiled)
     with pytest.raises(
         BadImageError,
         match=rf"image 11 \({victim.file_name}\) of split train, record 2 of .*-00001-of-00002: "
-        "cannot identify",
+        f"{reason}",
     ):
         dataset.train.decode(11, dataset.train.example(11))
 
