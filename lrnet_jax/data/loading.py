@@ -136,9 +136,19 @@ def load(
         )
     )
     try:
-        yield from iterator
+        # map, not a loop: a variable would hold the batch in shared memory while its copy is used.
+        yield from map(_own, iterator) if num_workers else iterator
     finally:
         iterator.close()
+
+
+def _own(loaded: Loaded) -> Loaded:
+    """Copies a batch out of the memory shared with its worker, so that this can be given back.
+
+    grain gives it back in the background, when the last reference goes. One that is held to the end
+    of the program would be reported as leaked. (0.7 ms for 64 crops, which take 170 ms to make.)
+    """
+    return Loaded({name: np.array(array) for name, array in loaded.batch.items()}, loaded.faults)
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
