@@ -5,6 +5,7 @@ from the step number.
 """
 
 import dataclasses
+import gc
 import multiprocessing
 import os
 import signal
@@ -140,6 +141,9 @@ def load(
         yield from map(_own, iterator) if num_workers else iterator
     finally:
         iterator.close()
+        # grain's iterators refer to one another and hold the last batch in shared memory.
+        del iterator
+        gc.collect()
 
 
 def _own(loaded: Loaded) -> Loaded:

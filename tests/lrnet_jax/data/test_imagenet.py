@@ -431,6 +431,7 @@ if __name__ == "__main__":
     for _ in range(20):
         last = next(batches)
     batches.close()
+    assert len(list(dataset.eval_batches(4))) == 3
     print("finished")
 """
 
