@@ -51,7 +51,7 @@ def data_dir(request, tmp_path_factory):
 def start(workdir, data_dir):
     """The main job as a user types it, on images of 64 x 64 and batches of 4.
 
-    From freshly built data with a block a stage: what differs is the data, compiling takes a minute.
+    From freshly built data with a block a stage: the data differ, and compiling takes a minute.
     """
     built = not (data_dir.parent / "array_record").exists()
     fields = {
