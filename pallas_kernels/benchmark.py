@@ -5,7 +5,12 @@
 Contestants: every implementation that runs here, a dense 3x3 and a depthwise 7x7 convolution of the
 same width and stride. They are compiled ahead of time and run in turn within one process, so that
 a busy machine slows all of them alike: trust the ratios, not the milliseconds. Ratios are to the
-first contestant. Temporary memory is what the compiler reports, without inputs and outputs.
+first contestant. Temporary memory is what the compiler reports, without inputs and outputs. On a
+GPU each run is several calls in a row, so that what counts is the time of the device.
+
+    python -m pallas_kernels.benchmark --tune [--shapes='lrnet50/*'] [--batch=128]
+
+measures tiles of the GPU kernels instead and keeps the fastest in `tiles.json`, per device.
 """
 
 import argparse
@@ -47,24 +52,29 @@ class Timing:
         return cls(min(seconds), lower, median, upper)
 
 
-def interleave(programs: Mapping[str, Callable[[], Any]], rounds: int = 20) -> dict[str, Timing]:
+def interleave(
+    programs: Mapping[str, Callable[[], Any]], rounds: int = 20, calls: int | None = None
+) -> dict[str, Timing]:
     """Times programs in turn: one run of each per round, after one round that is not counted.
 
     Args:
       programs: name to a function without arguments that returns JAX arrays. Compile before.
       rounds: how many runs of each are counted, at least 2.
+      calls: calls per run, all dispatched before the first is awaited; None: 10 on a GPU, where
+        starting a program may take longer than running it, else 1.
 
     Returns:
       Name to the timing.
     """
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2 for a median with spread, got {rounds}")
+    calls = calls or (10 if jax.default_backend() in ("gpu", "cuda") else 1)
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for _ in range(rounds + 1):
         for name, program in programs.items():
             start = time.perf_counter()
-            jax.block_until_ready(program())
-            seconds[name].append(time.perf_counter() - start)
+            jax.block_until_ready([program() for _ in range(calls)])
+            seconds[name].append((time.perf_counter() - start) / calls)
     return {name: Timing.of(runs[1:]) for name, runs in seconds.items()}
 
 
@@ -240,6 +250,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16"])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tune", action="store_true", help="measure tiles of the GPU kernels")
     parser.add_argument("--json", metavar="FILE", help="also write the records there")
     options = parser.parse_args(arguments)
     names = options.implementations.split(",") if options.implementations else None
@@ -252,6 +263,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
 
+    if options.tune:
+        # Not above: the other contestants also run where JAX has no Pallas-Triton any more.
+        from pallas_kernels.tune import tune
+
+        try:
+            tune(shapes, jnp.dtype(options.dtype), options.rounds)
+        except RuntimeError as error:
+            parser.error(str(error))
+        return
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(
         f"{'shape':<24} {'pass':<16} {'contestant':<14} {'ratio':>7} {'median':>9}    [least lower"

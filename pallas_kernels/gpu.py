@@ -28,10 +28,6 @@ except ImportError as error:
 
 Mode = Literal["automatic", "compiled", "interpreted"]
 
-# Whether `implementation=None` leaves the choice to lowering. Not before the kernels have been run
-# with their default tiles (so far: interpreted and emulated with small ones); "pallas" names them.
-DEFAULT_ON_GPU = False
-
 LARGEST_DEPTH = 16
 WIDEST_KERNEL = 15
 LARGEST_STRIDE = 8
@@ -126,10 +122,8 @@ def forward(
       value: (B, H, W, C).
       prior: (G, Kh, Kw) or None.
     """
-    if mode != "automatic":
-        return gpu_forward.forward(spec, query, key, value, prior, interpret=mode == "interpreted")
     arrays = [query, key, value] + ([] if prior is None else [prior])
-    out, *normalizer = _choose_forward(spec)(*arrays)
+    out, *normalizer = _forward(spec, mode)(*arrays)
     return out, (normalizer[0], normalizer[1]) if normalizer else None
 
 
@@ -145,36 +139,33 @@ def backward(
     d_out: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
     """Gradients of query, key, value and prior; the arguments of `forward` and its results."""
-    if mode != "automatic":
-        return gpu_backward.backward(
-            spec, query, key, value, prior, out, normalizer, d_out,
-            interpret=mode == "interpreted",
-        )  # fmt: skip
     arrays = [query, key, value, out, d_out, *(normalizer or ())]
     if prior is not None:
         arrays.append(prior)
-    d_query, d_key, d_value, *d_prior = _choose_backward(spec, prior is not None)(*arrays)
+    d_query, d_key, d_value, *d_prior = _backward(spec, mode, prior is not None)(*arrays)
     return d_query, d_key, d_value, d_prior[0] if d_prior else None
 
 
 # Cached, because traced programs are shared by the identity of the function.
 @functools.cache
-def _choose_forward(spec: Spec) -> Any:
-    def flat(module: Any) -> Any:
+def _forward(spec: Spec, mode: Mode) -> Any:
+    def flat(forward: Any, **options: Any) -> Any:
         def run(
             query: jax.Array, key: jax.Array, value: jax.Array, prior: jax.Array | None = None
         ) -> Sequence[jax.Array]:
-            out, normalizer = module.forward(spec, query, key, value, prior)
+            out, normalizer = forward(spec, query, key, value, prior, **options)
             return out, *(normalizer or ())
 
         return jax.jit(run)
 
-    return by_platform(default=flat(xla), cuda=flat(gpu_forward))
+    if mode == "automatic":
+        return by_platform(default=flat(xla.forward), cuda=flat(gpu_forward.forward))
+    return by_platform(default=flat(gpu_forward.forward, interpret=mode == "interpreted"))
 
 
 @functools.cache
-def _choose_backward(spec: Spec, has_prior: bool) -> Any:
-    def flat(module: Any) -> Any:
+def _backward(spec: Spec, mode: Mode, has_prior: bool) -> Any:
+    def flat(backward: Any, **options: Any) -> Any:
         def run(
             query: jax.Array,
             key: jax.Array,
@@ -185,11 +176,13 @@ def _choose_backward(spec: Spec, has_prior: bool) -> Any:
         ) -> Sequence[jax.Array]:
             prior = rest[-1] if has_prior else None
             normalizer = rest[:2] if spec.normalization == "softmax" else None
-            *gradients, d_prior = module.backward(
-                spec, query, key, value, prior, out, normalizer, d_out
+            *gradients, d_prior = backward(
+                spec, query, key, value, prior, out, normalizer, d_out, **options
             )
             return *gradients, *(() if d_prior is None else (d_prior,))
 
         return jax.jit(run)
 
-    return by_platform(default=flat(xla), cuda=flat(gpu_backward))
+    if mode == "automatic":
+        return by_platform(default=flat(xla.backward), cuda=flat(gpu_backward.backward))
+    return by_platform(default=flat(gpu_backward.backward, interpret=mode == "interpreted"))

@@ -10,44 +10,48 @@ With w the weight, g the gradient of the output and delta = g . out (both over a
 
 Weights are computed again from the saved normaliser, weight = exp(logit - shift) * factor. Where
 the forward pass needed no maximum, shift is 0 and drops out; every program of the query kernel
-looks whether that holds for its pixels, and leaves a flag from which the key kernel, which gathers
-from anywhere, knows whether it holds everywhere.
+looks whether that holds for its pixels, and leaves a finding for each of its lanes. From these XLA
+tells for each row of keys whether it holds for the output rows that look at it.
 
 d_prior is a sum over all pixels into few numbers. A lane keeps its group over several strips
 (`turns`) and adds each window row's Kw sums to a column of memory that is its own: no shuffles, no
 atomics, and few enough lanes that the columns stay in the L2 cache. XLA adds up the columns.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.gpu_forward import Normalizer, strip_range, window_columns
+from pallas_kernels.gpu_arithmetic import Alu, dot
+from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_lanes import (
-    LOG2E,
-    Alu,
     Channels,
-    Problem,
-    Scalar,
-    Similarity,
+    Layout,
     Strips,
-    Vector,
     base,
     both,
-    flatten,
+    depth_base,
+    join,
     load,
     load_depth,
     load_priors,
     loop,
+    result,
     scaled_prior,
+    span,
+    split,
     store,
     store_depth,
 )
+from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
+from pallas_kernels.gpu_window import OutputStrip, live_lanes, strip_range
 from pallas_kernels.spec import Spec
 from pallas_kernels.tiling import Tile, key_tile, query_tile
 
@@ -88,25 +92,53 @@ def backward(
     """
     problem = Problem.of(spec, query, key, value, prior)
     for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
-    arrays = [x.reshape(-1) for x in (query, key, value)]
-    arrays += scaled_prior(problem, prior)
-    d_out = d_out.reshape(-1)
-    shift, factor = (x.reshape(-1) for x in normalizer) if normalizer else (None, None)
-    d_query, delta, flag, d_prior = query_side(
-        problem, for_query, interpret, arrays, out.reshape(-1), d_out, shift, factor
+    values = Layout.channels(problem)
+    arrays = in_memory(problem, query, key, value, prior)
+    d_out = values.to_memory(d_out)
+    d_query, d_prior, sums = query_side(
+        problem, for_query, interpret, arrays, values.to_memory(out), d_out, normalizer
     )
-    d_key, d_value = key_side(
-        problem, for_key, interpret, arrays, d_out, shift, factor, delta, flag
-    )
+    shift = normalizer[0] if normalizer else None
+    d_key, d_value = key_side(problem, for_key, interpret, arrays, d_out, shift, sums)
     if prior is not None:
         assert d_prior is not None
         d_prior = d_prior.T.reshape(prior.shape).astype(prior.dtype)
     return (
-        d_query.reshape(query.shape),
-        d_key.reshape(key.shape),
-        d_value.reshape(value.shape),
+        Layout.depth(problem, 0).from_memory(d_query, query.shape),
+        Layout.depth(problem, 1).from_memory(d_key, key.shape),
+        values.from_memory(d_value, value.shape),
         d_prior,
     )
+
+
+def in_memory(
+    problem: Problem,
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    prior: jax.Array | None,
+) -> list[jax.Array]:
+    """The arrays as the kernels read them."""
+    return [
+        Layout.depth(problem, 0).to_memory(query),
+        Layout.depth(problem, 1).to_memory(key),
+        Layout.channels(problem).to_memory(value),
+        *scaled_prior(problem, prior),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """What the query kernel leaves for the key kernel.
+
+    Attributes:
+      pairs: flat float32, (factor, -delta) per pixel and group.
+      findings: flat int32, the worst in the output rows that look at a row of keys: one per image
+        and row.
+    """
+
+    pairs: jax.Array
+    findings: jax.Array
 
 
 def query_side(
@@ -116,27 +148,25 @@ def query_side(
     arrays: list[jax.Array],
     out: jax.Array,
     d_out: jax.Array,
-    shift: jax.Array | None,
-    factor: jax.Array | None,
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None, jax.Array | None]:
-    """(d_query, delta, flag, d_prior): d_prior as (Kh*Kw, G)."""
+    normalizer: Normalizer | None,
+) -> tuple[jax.Array, jax.Array | None, Sums | None]:
+    """(d_query as in memory, d_prior as (Kh*Kw, G), the sums of a softmax)."""
     strips = Strips(*problem.out_size, tile.strip, problem.groups, problem.batch)
     # Lanes side by side; each takes `turns` strips, this far apart, all of one group.
     per_turn = pl.cdiv(pl.cdiv(strips.lanes, tile.turns), problem.groups) * problem.groups
     programs = pl.cdiv(per_turn, tile.lanes)
-    pixels = strips.batch * strips.rows * strips.columns * problem.groups
-    shapes = [jax.ShapeDtypeStruct(arrays[0].shape, arrays[0].dtype)]
+    places = strips.batch * strips.rows * strips.columns * problem.groups
+    shapes = [Layout.depth(problem, 0).result(d_out, places * problem.depth)]
     inputs = [*arrays, d_out]
     if problem.softmax:
-        assert shift is not None
-        assert factor is not None
-        inputs += [out, shift, factor]
+        assert normalizer is not None
+        inputs += [out, *(x.reshape(-1) for x in normalizer)]
         shapes += [
-            jax.ShapeDtypeStruct((pixels,), jnp.float32),
-            jax.ShapeDtypeStruct((programs * tile.turns,), jnp.int32),
+            result(d_out, 2 * places, jnp.float32),
+            result(d_out, strips.lanes, jnp.int32),
         ]
     if problem.has_prior:
-        shapes.append(jax.ShapeDtypeStruct((problem.spec.taps * per_turn,), jnp.float32))
+        shapes.append(result(d_out, problem.spec.taps * per_turn, jnp.float32))
     d_query, *rest = pl.pallas_call(
         functools.partial(
             _query_kernel, problem, tile, strips, per_turn, Alu(inline=not interpret)
@@ -147,14 +177,25 @@ def query_side(
         interpret=interpret,
         name="local_relation_backward_query",
     )(*inputs)
-    delta = flag = d_prior = None
+    sums = d_prior = None
     if problem.softmax:
-        delta, flags, *rest = rest
-        flag = jnp.max(flags).reshape(1)
+        pairs, findings, *rest = rest
+        sums = Sums(pairs, _by_key_row(problem, findings))
     if problem.has_prior:
         columns = rest[0].reshape(problem.spec.taps, per_turn // problem.groups, problem.groups)
         d_prior = jnp.sum(columns, axis=1)
-    return d_query, delta, flag, d_prior
+    return d_query, d_prior, sums
+
+
+def _by_key_row(problem: Problem, findings: jax.Array) -> jax.Array:
+    """Findings of the query kernel's lanes as in `Sums`."""
+    spec, (rows, _) = problem.spec, problem.out_size
+    lanes = findings.reshape(problem.batch, -1, rows, problem.groups)
+    of_row = jnp.max(lanes, axis=(1, 3))[:, None]  # (B, 1, Ho)
+    offset = jnp.arange(problem.height)[:, None] + spec.padding[0]
+    offset = offset - jnp.arange(rows) * spec.stride  # (H, Ho), into the window
+    looks = (offset >= 0) & (offset <= (spec.kernel_size[0] - 1) * spec.dilation)
+    return jnp.max(jnp.where(looks, of_row, PLAIN), axis=2).reshape(-1)
 
 
 def _query_kernel(
@@ -164,159 +205,179 @@ def _query_kernel(
     prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
     g_ref, *left = left
     if problem.softmax:
-        out_ref, shift_ref, factor_ref, d_query_ref, delta_ref, flag_ref, *left = left
+        out_ref, shift_ref, factor_ref, d_query_ref, pairs_ref, findings_ref, *left = left
     else:
         d_query_ref, *left = left
-    spec, strip, softmax = problem.spec, tile.strip, problem.softmax
-    (kh, kw), (pad_y, pad_x), s = spec.kernel_size, spec.padding, spec.stride
-    ho, wo = problem.out_size
+    softmax, kw = problem.softmax, problem.spec.kernel_size[1]
     program = pl.program_id(0)
     column_of_lane = program * tile.lanes + jnp.arange(tile.lanes, dtype=jnp.int32)
-    taps = window_columns(problem, strip)
-    last = max(taps)
     zero = jnp.zeros((tile.lanes,), jnp.float32)
 
-    def turn(number: Any, carry: Any) -> Any:
-        first = program * tile.lanes + number * per_turn
-        lane = column_of_lane + number * per_turn
+    def turn(turns_before: Any, carry: Any) -> Any:
+        first = program * tile.lanes + turns_before * per_turn
+        lane = column_of_lane + turns_before * per_turn
         live = (column_of_lane < per_turn) & (lane < strips.lanes)
         # Lanes without work look at the last strip, multiply by zero and store nothing.
-        image, y, x0, group = strips.place(jnp.minimum(lane, strips.lanes - 1))
-        last_pixel = (image * ho + y) * wo + x0 + (strip - 1)
-        pixel_index = base(last_pixel * problem.groups + group)
-        query_index = base((last_pixel * problem.groups + group) * problem.depth)
-        fits = [None if wo % strip == 0 else x0 + i < wo for i in range(strip)]
-        ok = [both(live, x) for x in fits]
+        place = strips.place(jnp.minimum(lane, strips.lanes - 1))
+        ragged = problem.out_size[1] % tile.strip > 0
+        whole = OutputStrip(problem, alu, place, live, tile.strip, ragged)
+        group = whole.group
 
-        def at(i: int) -> int:
-            return i + 1 - strip
-
-        def load_query(i: int) -> list[Vector]:
-            index = query_index + at(i) * problem.groups * problem.depth
-            return load_depth(alu, problem, q_ref, index, fits[i], far=softmax)
-
-        def load_gradient(chunk: Scalar) -> list[list[Vector]]:
+        def load_gradient(strip: OutputStrip, chunk: Any, ref: Any = g_ref) -> list[list[Vector]]:
             channels = Channels.of(problem, group, chunk)
-            bases = channels.bases(last_pixel)
-            return [flatten(channels.load(alu, g_ref, bases, at(i), ok[i])) for i in range(strip)]
+            bases = channels.bases(strip.last_pixel)
+            return [
+                channels.load(alu, ref, bases, strip.back(i), strip.ok[i])
+                for i in range(strip.count)
+            ]
 
-        def load_factor(i: int) -> Vector:
-            return load(factor_ref, pixel_index + at(i) * problem.groups, fits[i], 0.0)
+        # Kept in registers unless there are several chunks.
+        gradient = load_gradient(whole, 0) if problem.chunks == 1 else []
 
-        def load_shift(i: int) -> Vector:
-            return load(shift_ref, pixel_index + at(i) * problem.groups, fits[i], 0.0)
+        def gather(
+            strip: OutputStrip,
+            pairs: list[tuple[Vector, Vector]],
+            earlier: Any,
+            fast: bool,
+            masked: bool,
+        ) -> None:
+            """Sums over the taps of a strip.
 
-        # Loaded here once unless there are several chunks.
-        whole = load_gradient(0) if problem.chunks == 1 else None
+            Args:
+              strip: whole, or one pixel of it.
+              pairs: (factor, -delta) of each pixel.
+              earlier: pixels of this turn that already added to d_prior.
+              fast: shifts are 0, factors may be multiplied into g.
+              masked: the strip may touch the left or right border.
+            """
+            similarity = Similarity(problem, fast)
+            q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
+            normalizers: list[list[Vector]] = [[]] * strip.count
+            if softmax and not fast:
+                normalizers = [
+                    [load(shift_ref, strip.place(i), strip.fits[i], 0.0), pairs[i][0]]
+                    for i in range(strip.count)
+                ]
 
-        def dot_out(chunk: Any, delta: Any) -> Any:
-            channels = Channels.of(problem, group, chunk)
-            bases = channels.bases(last_pixel)
-            out = [flatten(channels.load(alu, out_ref, bases, at(i), ok[i])) for i in range(strip)]
-            g = whole or load_gradient(chunk)
-            return [alu.dot(g[i], out[i], delta[i]) for i in range(strip)]
-
-        def window_row(row: Any) -> tuple[Vector, Vector, Vector]:
-            yi = y * s + row * spec.dilation - pad_y
-            clamped = jnp.clip(yi, 0, problem.height - 1)
-            end = (image * problem.height + clamped) * problem.width + x0 * s + (last - pad_x)
-            keys = base((end * problem.groups + group) * problem.depth)
-            return keys, end, (yi >= 0) & (yi < problem.height)
-
-        def gather(delta: list[Vector], fast: bool, masked: bool) -> None:
-            """Sums over the taps. `fast`: shifts are 0, factors may be multiplied into g."""
-            similarity = Similarity(problem, alu, fast)
-            q = [similarity.centre(load_query(i)) for i in range(strip)]
-            factor = [load_factor(i) for i in range(strip)] if softmax else []
-            shift = [load_shift(i) for i in range(strip)] if softmax and not fast else []
+            def tap(
+                ops: Any, q: Any, k: Any, prior: Any, g: Any, v: Any, start: Any, normalizer: Any,
+                sums: Any, d_prior: Any,
+            ) -> Any:  # fmt: skip
+                logit, parts = similarity.logit(ops, q, k, prior)
+                d_logit = dot(ops, g, v, start)
+                if softmax and fast:
+                    d_logit = ops.exp2(logit) * d_logit
+                elif softmax:
+                    shift, factor = normalizer
+                    d_logit = ops.exp2((logit - shift) * LOG2E) * factor * d_logit
+                return similarity.accumulate(ops, sums, d_logit, parts), d_prior + d_logit
 
             def add_chunk(chunk: Any, sums: Any) -> Any:
                 channels = Channels.of(problem, group, chunk)
-                g = whole or load_gradient(chunk)
-                minus = [-x for x in delta]
+                g = list(gradient) if gradient and strip is whole else load_gradient(strip, chunk)
+                start = (
+                    [minus_delta for _, minus_delta in pairs] if softmax else [zero] * strip.count
+                )
                 if problem.chunks > 1:  # delta counts once
-                    minus = [jnp.where(chunk == 0, x, 0.0) for x in minus]
+                    start = [jnp.where(chunk == 0, x, 0.0) for x in start]
                 if fast and softmax:
-                    g = [[x * factor[i] for x in g[i]] for i in range(strip)]
-                    minus = [minus[i] * factor[i] for i in range(strip)]
 
-                def add_row(row: Any, sums: Any) -> Any:
+                    def scale(ops: Any, g: Any, start: Any, factor: Any) -> Any:
+                        return [x * factor for x in g], start * factor
+
+                    for i in range(strip.count):
+                        g[i], start[i] = alu.fuse(scale, g[i], start[i], pairs[i][0])
+
+                def add_row(number: Any, sums: Any) -> Any:
                     sums = [list(x) for x in sums]
-                    keys, end, valid = window_row(row)
-                    values = channels.bases(end)
-                    priors = load_priors(problem, fast, prior_refs, row, group, valid)
+                    row = strip.row(number, channels)
+                    priors = load_priors(problem, fast, prior_refs, number, group, row.valid)
                     d_priors = [zero] * kw
-                    for column, users in taps.items():
-                        mask = None
-                        if masked:  # one comparison: negative is large
-                            x = (x0 * s + (column - pad_x)).astype(jnp.uint32)
-                            mask = x < problem.width
+                    for column, users in strip.taps.items():
+                        mask = strip.column_mask(column) if masked else None
                         if not softmax:
-                            mask = both(mask, valid)
-                        index = keys + (column - last) * problem.groups * problem.depth
-                        k = load_depth(alu, problem, k_ref, index, mask, far=softmax)
-                        v = flatten(channels.load_near(alu, v_ref, values, column - last, mask))
+                            mask = both(mask, row.valid)
+                        k = strip.load_key(k_ref, row, column, mask)
+                        v = strip.load_value(channels, v_ref, row, column, mask)
                         for i, dx in users:
-                            logit, parts = similarity.logit(q[i], k, priors[dx])
-                            d_logit = alu.dot(g[i], v, minus[i])
-                            if softmax:
-                                if fast:
-                                    weight = alu.exp2(logit)
-                                else:
-                                    weight = alu.exp2((logit - shift[i]) * LOG2E) * factor[i]
-                                inside = both(mask, fits[i])
-                                if inside is not None and not (problem.far and fast):
-                                    weight = jnp.where(inside, weight, 0.0)
-                                d_logit = weight * d_logit
-                            sums[i] = similarity.accumulate(sums[i], d_logit, parts)
-                            d_priors[dx] = d_priors[dx] + d_logit
+                            prior = strip.masked_prior(priors[dx], i, mask)
+                            sums[i], d_priors[dx] = alu.fuse(
+                                tap, q[i], k, prior, g[i], v, start[i], normalizers[i],
+                                sums[i], d_priors[dx],
+                            )  # fmt: skip
                     if problem.has_prior:
-                        add_priors(number, chunk, row, d_priors)
+                        add_priors(number, d_priors, turns_before + chunk + earlier)
                     return sums
 
-                return loop(kh, add_row, sums)
+                return loop(problem.spec.kernel_size[0], add_row, sums)
 
-            sums = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
-            for i in range(strip):
-                index = query_index + at(i) * problem.groups * problem.depth
-                parts = [similarity.finish(x) for x in sums[i]]
-                store_depth(alu, problem, d_query_ref, index, parts, ok[i])
+            sums = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip.count)
+            for i in range(strip.count):
+                strip.store_query(d_query_ref, i, [similarity.finish(x) for x in sums[i]])
+
+        def add_priors(row: Any, d_priors: list[Vector], earlier: Any) -> None:
+            """Adds a window row's sums to this lane's column, which starts undefined."""
+            index = base((row * kw + (kw - 1)) * per_turn + column_of_lane)
+            mine = None if per_turn % tile.lanes == 0 else column_of_lane < per_turn
+            for dx, total in enumerate(d_priors):
+                where = index + (dx + 1 - kw) * per_turn
+                if not isinstance(earlier, int):
+                    again = jnp.broadcast_to(earlier > 0, where.shape)
+                    total = total + load(left[0], where, both(mine, again), 0.0)
+                store(alu, left[0], where, total, mine)
 
         if not softmax:
-            gather([zero] * strip, fast=False, masked=True)
+            gather(whole, [], 0, fast=False, masked=True)
             return carry
 
-        delta = loop(problem.chunks, dot_out, [zero] * strip)
+        def deltas(strip: OutputStrip) -> list[Vector]:
+            """The sum g . out of each pixel."""
+
+            def add_chunk(chunk: Any, delta: Any) -> Any:
+                g = gradient if gradient and strip is whole else load_gradient(strip, chunk)
+                out = load_gradient(strip, chunk, out_ref)
+                return [alu.fuse(dot, g[i], out[i], delta[i]) for i in range(strip.count)]
+
+            return loop(problem.chunks, add_chunk, [zero] * strip.count)
+
+        delta = deltas(whole)
         finding = jnp.zeros((tile.lanes,), jnp.int32)
-        trust = Similarity(problem, alu, fast=True)
-        for i in range(strip):
-            factor = load_factor(i)
-            odd = load_shift(i) != 0.0
-            for distrusted in trust.distrusts(trust.centre(load_query(i))):
+        trust = Similarity(problem, fast=True)
+        pairs = []
+        for i, fits in enumerate(whole.fits):
+            factor = load(factor_ref, whole.place(i), fits, 0.0)
+            odd = load(shift_ref, whole.place(i), fits, 0.0) != 0.0
+            for distrusted in trust.distrusts(trust.centre(whole.load_query(q_ref, i))):
                 odd |= distrusted
             wide = ~((factor >= SMALLEST_FACTOR) & (factor <= LARGEST_FACTOR))
             found = jnp.where(odd, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
             # Of lanes without work too: what they multiply by zero must be finite.
-            fit = fits[i]
-            finding = jnp.maximum(finding, found if fit is None else jnp.where(fit, found, PLAIN))
-            store(alu, delta_ref, pixel_index + at(i) * problem.groups, delta[i], ok[i])
+            finding = jnp.maximum(finding, found if fits is None else jnp.where(fits, found, PLAIN))
+            pairs.append((factor, -delta[i]))
+            store(alu, pairs_ref, whole.pair(i), join(*pairs[i]), whole.ok[i])
         worst = jnp.max(finding)
-        flag_ref[program * tile.turns + number] = worst
-        low, high = strip_range(problem, strip)
-        free = strips.inside(first, tile.lanes, low, high)
-        choose(worst == PLAIN, free if low <= high else None, functools.partial(gather, delta))
-        return carry
+        store(alu, findings_ref, lane, finding, live)
 
-    def add_priors(number: Any, chunk: Any, row: Any, d_priors: list[Vector]) -> None:
-        """Adds a window row's sums to this lane's column."""
-        index = base((row * kw + (kw - 1)) * per_turn + column_of_lane)
-        mine = None if per_turn % tile.lanes == 0 else column_of_lane < per_turn
-        for dx, total in enumerate(d_priors):
-            where = index + (dx + 1 - kw) * per_turn
-            if tile.turns * problem.chunks > 1:
-                again = jnp.broadcast_to((number > 0) | (chunk > 0), where.shape)
-                total = total + load(left[0], where, both(mine, again), 0.0)
-            store(alu, left[0], where, total, mine)
+        def exact() -> None:
+            """Pixel by pixel: rare, so kept small."""
+
+            def one(i: Any, carry: Any) -> Any:
+                strip = whole.pixel(i)
+                factor = load(factor_ref, strip.place(0), strip.fits[0], 0.0)
+                gather(strip, [(factor, -deltas(strip)[0])], i, fast=False, masked=True)
+                return carry
+
+            loop(tile.strip, one, 0)
+
+        low, high = strip_range(problem, tile.strip)
+        free = strips.inside(first, tile.lanes, low, high) if low <= high else None
+        choose(
+            worst == PLAIN,
+            free,
+            functools.partial(gather, whole, pairs, 0, fast=True),
+            exact,
+        )
+        return carry
 
     loop(tile.turns, turn, 0)
 
@@ -328,21 +389,26 @@ def key_side(
     arrays: list[jax.Array],
     d_out: jax.Array,
     shift: jax.Array | None,
-    factor: jax.Array | None,
-    delta: jax.Array | None,
-    flag: jax.Array | None,
+    sums: Sums | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """(d_key, d_value)."""
-    strips = Strips(problem.height, problem.width, tile.strip, problem.groups, problem.batch)
+    """(d_key, d_value) as in memory."""
+    s = problem.spec.stride
+    phases = s if problem.height % s == 0 else 1
+    strips = Strips(
+        problem.height, problem.width, tile.strip, problem.groups, problem.batch, phases
+    )
     inputs = [*arrays, d_out]
-    if problem.softmax:
-        for x in (shift, factor, delta, flag):
-            assert x is not None
-            inputs.append(x)
+    if sums is not None:
+        assert shift is not None
+        inputs += [shift.reshape(-1), sums.pairs, sums.findings]
+    places = problem.batch * problem.height * problem.width
     d_key, d_value = pl.pallas_call(
         functools.partial(_key_kernel, problem, tile, strips, Alu(inline=not interpret)),
         grid=(pl.cdiv(strips.lanes, tile.lanes),),
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays[1:3]],
+        out_shape=[
+            Layout.depth(problem, 1).result(d_out, places * problem.groups * problem.depth),
+            Layout.channels(problem).result(d_out, places * problem.channels),
+        ],
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
         name="local_relation_backward_key",
@@ -355,30 +421,22 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
     prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
     g_ref, *left = left
     if problem.softmax:
-        shift_ref, factor_ref, delta_ref, flag_ref, *left = left
+        shift_ref, pairs_ref, findings_ref, *left = left
     d_key_ref, d_value_ref = left
-    spec, strip, softmax = problem.spec, tile.strip, problem.softmax
+    spec, softmax = problem.spec, problem.softmax
     (kh, _), (pad_y, _), s = spec.kernel_size, spec.padding, spec.stride
     ho, wo = problem.out_size
-    groups, depth = problem.groups, problem.depth
+    groups = problem.groups
 
     first = pl.program_id(0) * tile.lanes
     lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
-    live = None if strips.lanes % tile.lanes == 0 else lane < strips.lanes
-    image, y, x0, group = strips.place(jnp.minimum(lane, strips.lanes - 1))
-    last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
-    key_index = base((last_pixel * groups + group) * depth)
-    fits = [None if problem.width % strip == 0 else x0 + i < problem.width for i in range(strip)]
-    ok = [both(live, x) for x in fits]
-    taps = _output_columns(problem, strip)
-    last = max(taps)
+    live = live_lanes(lane, strips.lanes, tile.lanes)
+    image, y, first_x, group = strips.place(jnp.minimum(lane, strips.lanes - 1))
     zero = jnp.zeros((tile.lanes,), jnp.float32)
+    key_layout, query_layout = Layout.depth(problem, 1), Layout.depth(problem, 0)
 
-    def at(i: int) -> int:
-        return i + 1 - strip
-
-    def window_row(number: Any) -> tuple[Vector, Vector, Vector]:
-        """(index of the last output pixel, window row, whether there is such an output row)."""
+    def window_row(number: Any, x0: Vector, last: int) -> tuple[Vector, Vector, Vector]:
+        """(number of the last output pixel, window row, whether there is such an output row)."""
         if s == 1:
             offset = number * spec.dilation
             yo = y + pad_y - offset
@@ -390,30 +448,74 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
             if spec.dilation > 1:
                 valid &= offset % spec.dilation == 0
             row = jnp.minimum(offset // spec.dilation, kh - 1)
-        end = (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last
-        return end, row, valid
+        return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
 
-    def gather(fast: bool, masked: bool) -> None:
-        """Sums over the outputs that see this lane's keys. `fast`: all shifts are 0."""
-        similarity = Similarity(problem, alu, fast, of_key=True)
+    def rows() -> Any:
+        """Turns of the loop over window rows that some lane of this program needs."""
+        if s == 1:
+            return kh
+        reach = (kh - 1) * spec.dilation
+        if strips.phases == 1:
+            return reach // s + 1
+        # Lanes of one phase lie side by side, so most programs hold one phase.
+        offset = lax.rem(y + pad_y, jnp.int32(s))
+        return jnp.max((reach - offset) // s) + 1
+
+    count = rows()
+
+    def gather(strip: int, x0: Vector, fast: bool, masked: bool) -> None:
+        """Sums over the outputs that see these keys.
+
+        Args:
+          strip: keys side by side, a multiple of the stride.
+          x0: column of the first one.
+          fast: all shifts are 0.
+          masked: outputs may lie beyond the left or right border.
+        """
+        similarity = Similarity(problem, fast, of_key=True)
+        taps = _output_columns(problem, strip)
+        last = max(taps)
+        last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
+        keys = depth_base(problem, key_layout, last_pixel * groups + group)
+        ragged = problem.width % tile.strip > 0
+        fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
+        ok = [both(live, x) for x in fits]
+        back = [i + 1 - strip for i in range(strip)]
         k = [
             similarity.centre(
-                load_depth(alu, problem, k_ref, key_index + at(i) * groups * depth, fits[i])
+                load_depth(alu, problem, key_layout, k_ref, keys, back[i] * groups, fits[i])
             )
             for i in range(strip)
         ]
 
+        def tap(
+            ops: Any, k: Any, q: Any, prior: Any, g: Any, v: Any, start: Any, normalizer: Any,
+            d_key: Any, d_value: Any,
+        ) -> Any:  # fmt: skip
+            weight, parts = similarity.logit(ops, k, q, prior)
+            d_logit = dot(ops, g, v, start)
+            if softmax:
+                *shift, factor = normalizer
+                if shift:
+                    weight = (weight - shift[0]) * LOG2E
+                weight = ops.exp2(weight) * factor
+                d_logit = weight * d_logit
+            d_value = [ops.fma(weight, x, total) for x, total in zip(g, d_value, strict=True)]
+            return similarity.accumulate(ops, d_key, d_logit, parts), d_value
+
         def add_chunk(chunk: Any, d_keys: Any) -> Any:
             channels = Channels.of(problem, group, chunk)
             own = channels.bases(last_pixel)
-            v = [flatten(channels.load(alu, v_ref, own, at(i), fits[i])) for i in range(strip)]
+            v = [channels.load(alu, v_ref, own, back[i], fits[i]) for i in range(strip)]
 
             def add_row(number: Any, sums: Any) -> Any:
-                d_keys, d_values = [list(x) for x in sums[0]], list(sums[1])
-                end, row, valid = window_row(number)
-                pixels = base(end * groups + group)
-                queries = base((end * groups + group) * depth)
+                d_keys, d_values = list(sums[0]), list(sums[1])
+                end, row, valid = window_row(number, x0, last)
+                queries = depth_base(problem, query_layout, end * groups + group)
                 outputs = channels.bases(end)
+                if softmax:
+                    pixels = base(2 * (end * groups + group), 2)
+                    shifts = base(end * groups + group)
                 priors = load_priors(problem, fast, prior_refs, row, group, valid)
                 for column, users in taps.items():
                     mask = None
@@ -421,71 +523,76 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
                         mask = (x0 // s + column).astype(jnp.uint32) < wo
                     if not softmax:
                         mask = both(mask, valid)
-                    back = column - last
-                    index = queries + back * groups * depth
-                    q = load_depth(alu, problem, q_ref, index, mask, far=softmax)
-                    pieces = channels.load_near(alu, g_ref, outputs, back, mask)
-                    g = flatten(pieces)  # channels that do not exist meet a value of 0
-                    start = zero
+                    places = (column - last) * groups
+                    q = load_depth(alu, problem, query_layout, q_ref, queries, places, mask, far=1)
+                    # Channels that do not exist meet a value of 0.
+                    g = channels.load(alu, g_ref, outputs, column - last, mask, exact=False)
+                    start, normalizer = zero, []
                     if softmax:
-                        index = pixels + back * groups
-                        factor = load(factor_ref, index, mask, 0.0)
-                        start = -load(delta_ref, index, mask, 0.0)
+                        pair = load(pairs_ref, span(pixels, 2 * places, 2), mask, 0.0)
+                        factor, start = split(pair)
                         if problem.chunks > 1:  # delta counts once
                             start = jnp.where(chunk == 0, start, 0.0)
+                        normalizer = [factor]
                         if not fast:
-                            shift = load(shift_ref, index, mask, 0.0)
+                            normalizer = [load(shift_ref, shifts + places, mask, 0.0), factor]
                     for i, dx in users:
-                        weight, parts = similarity.logit(k[i], q, priors[dx])
-                        d_logit = alu.dot(g, v[i], start)
-                        if softmax:
-                            if fast:
-                                weight = alu.exp2(weight) * factor
-                            else:
-                                weight = alu.exp2((weight - shift) * LOG2E) * factor
-                            if mask is not None and not (problem.far and fast):
-                                weight = jnp.where(mask, weight, 0.0)
-                            d_logit = weight * d_logit
-                        d_keys[i] = similarity.accumulate(d_keys[i], d_logit, parts)
-                        d_values[i] = [
-                            alu.fma(weight[:, None], x, total)
-                            for x, total in zip(pieces, d_values[i], strict=True)
-                        ]
+                        prior = priors[dx]
+                        if softmax and mask is not None and not problem.far:
+                            prior = jnp.where(mask, prior, -jnp.inf)
+                        d_keys[i], d_values[i] = alu.fuse(
+                            tap, k[i], q, prior, g, v[i], start, normalizer, d_keys[i], d_values[i]
+                        )
                 return d_keys, d_values
 
-            rows = kh if s == 1 else (kh - 1) * spec.dilation // s + 1
-            d_keys, d_values = loop(rows, add_row, (d_keys, [channels.zeros()] * strip))
+            zeros = [[zero] * problem.chunk] * strip
+            d_keys, d_values = loop(count, add_row, (d_keys, zeros))
             for i in range(strip):
-                channels.store(alu, d_value_ref, own, at(i), d_values[i], ok[i])
+                channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
             return d_keys
 
-        d_keys = loop(problem.chunks, add_chunk, [[zero] * depth] * strip)
+        d_keys = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
         for i in range(strip):
             parts = [similarity.finish(x) for x in d_keys[i]]
-            store_depth(alu, problem, d_key_ref, key_index + at(i) * groups * depth, parts, ok[i])
+            store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
 
     if not softmax:
-        gather(fast=False, masked=True)
+        gather(tile.strip, first_x, fast=False, masked=True)
         return
-    low, high = key_strip_range(problem, strip)
-    free = strips.inside(first, tile.lanes, low, high)
-    choose(flag_ref[0] != SHIFTED, free if low <= high else None, gather)
+
+    def exact() -> None:
+        """As few keys at a time as the stride allows: rare, so kept small."""
+
+        def some(number: Any, carry: Any) -> Any:
+            gather(s, first_x + number * s, fast=False, masked=True)
+            return carry
+
+        loop(tile.strip // s, some, 0)
+
+    low, high = key_strip_range(problem, tile.strip)
+    choose(
+        jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED,
+        strips.inside(first, tile.lanes, low, high) if low <= high else None,
+        functools.partial(gather, tile.strip, first_x, fast=True),
+        exact,
+    )
 
 
-def choose(fast: jax.Array, free: jax.Array | None, gather: Callable[..., None]) -> None:
-    """Runs `gather` in the cheapest form that the program's pixels allow."""
+def choose(
+    fast: jax.Array,
+    free: jax.Array | None,
+    gather: Callable[..., None],
+    exact: Callable[[], None],
+) -> None:
+    """Runs the cheapest form that the program's pixels allow."""
 
     def quick() -> None:
         if free is None:
-            gather(fast=True, masked=True)
+            gather(masked=True)
         else:
-            jax.lax.cond(
-                free,
-                lambda: gather(fast=True, masked=False),
-                lambda: gather(fast=True, masked=True),
-            )
+            lax.cond(free, lambda: gather(masked=False), lambda: gather(masked=True))
 
-    jax.lax.cond(fast, quick, lambda: gather(fast=False, masked=True))
+    lax.cond(fast, quick, exact)
 
 
 def _output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:

@@ -139,10 +139,22 @@ def prepare() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
+def absent_mesh(gpu: Gpu, axis: str = "gpu") -> jax.sharding.Mesh:
+    """A mesh of one GPU that is not here, to compile for."""
+    from jax.experimental import topologies
+
+    jax.devices("cpu")  # discovers the plugins
+    topology = topologies.get_topology_desc(
+        platform="cuda", target_config=gpu.description, topology="1x1x1"
+    )
+    return jax.sharding.Mesh(np.array(topology.devices), (axis,))
+
+
 def compile_for(
     gpu: Gpu,
     function: Callable[..., Any],
     *avals: Any,
+    mesh: jax.sharding.Mesh | None = None,
     forbid_spills: bool = False,
     dump: str | None = None,
 ) -> Any:
@@ -152,19 +164,15 @@ def compile_for(
       gpu: which.
       function: of arrays.
       *avals: `jax.ShapeDtypeStruct` trees.
+      mesh: from `absent_mesh`, where function refers to one.
       forbid_spills: whether a kernel that spills registers is an error.
       dump: a folder that gets XLA's dump, PTX and launch dimensions among it.
     """
-    from jax.experimental import topologies
-
-    jax.devices("cpu")  # discovers the plugins
-    topology = topologies.get_topology_desc(
-        platform="cuda", target_config=gpu.description, topology="1x1x1"
-    )
-    mesh = jax.sharding.Mesh(np.array(topology.devices), ("gpu",))
+    mesh = mesh or absent_mesh(gpu)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), avals)
-    options: dict[str, Any] = {"xla_gpu_autotune_level": 0}
+    # Without autotuning some matrix products have no tiles for XLA's own kernels; cuBLAS runs all.
+    options: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
     if forbid_spills:
         options["xla_gpu_fail_ptx_compilation_on_register_spilling"] = True
     if dump is not None:

@@ -21,22 +21,19 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from pallas_kernels.gpu_arithmetic import Alu
 from pallas_kernels.gpu_lanes import (
-    LOG2E,
-    Alu,
     Channels,
-    Problem,
-    Similarity,
+    Layout,
     Strips,
-    Vector,
-    base,
-    both,
-    load_depth,
     load_priors,
     loop,
+    result,
     scaled_prior,
     store,
 )
+from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
+from pallas_kernels.gpu_window import OutputStrip, Row, live_lanes, strip_range
 from pallas_kernels.spec import Spec
 from pallas_kernels.tiling import Tile, forward_tile
 
@@ -75,24 +72,25 @@ def forward(
     problem = Problem.of(spec, query, key, value, prior)
     tile = tile or forward_tile(problem)
     strips = Strips(*problem.out_size, tile.strip, problem.groups * problem.chunks, problem.batch)
-    out = [jax.ShapeDtypeStruct((query[..., 0, 0].size * problem.channels,), value.dtype)]
+    layout = Layout.channels(problem)
+    pixels = query[..., 0, 0].size
+    out_shape = [layout.result(query, pixels * problem.channels)]
     if problem.softmax:
-        normalizer_size = query[..., 0].size
-        out += [jax.ShapeDtypeStruct((normalizer_size,), jnp.float32)] * 2
+        out_shape += [result(query, pixels * problem.groups, jnp.float32)] * 2
     out, *normalizer = pl.pallas_call(
         functools.partial(_kernel, problem, tile, strips, Alu(inline=not interpret)),
         grid=(pl.cdiv(strips.lanes, tile.lanes),),
-        out_shape=out,
+        out_shape=out_shape,
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
         name="local_relation_forward",
     )(
-        query.reshape(-1),
-        key.reshape(-1),
-        value.reshape(-1),
+        Layout.depth(problem, 0).to_memory(query),
+        Layout.depth(problem, 1).to_memory(key),
+        layout.to_memory(value),
         *scaled_prior(problem, prior),
     )
-    out = out.reshape(*query.shape[:3], problem.channels)
+    out = layout.from_memory(out, (*query.shape[:3], problem.channels))
     if not normalizer:
         return out, None
     shift, factor = (x.reshape(query.shape[:4]) for x in normalizer)
@@ -103,154 +101,135 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     q_ref, k_ref, v_ref, *refs_left = refs
     prior_refs, refs_left = refs_left[: problem.has_prior], refs_left[problem.has_prior :]
     out_ref, *normalizer_refs = refs_left
-    spec, strip = problem.spec, tile.strip
-    (kh, _), (pad_y, pad_x), s = spec.kernel_size, spec.padding, spec.stride
-    ho, wo = problem.out_size
+    kh = problem.spec.kernel_size[0]
 
     first = pl.program_id(0) * tile.lanes
     lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
-    live = None if strips.lanes % tile.lanes == 0 else lane < strips.lanes
+    live = live_lanes(lane, strips.lanes, tile.lanes)
     image, y, x0, unit = strips.place(jnp.minimum(lane, strips.lanes - 1))
     group, chunk = unit // problem.chunks, unit % problem.chunks
     channels = Channels.of(problem, group, chunk)
-    last_pixel = (image * ho + y) * wo + x0 + (strip - 1)
-    outputs = channels.bases(last_pixel)
-    weights = base(last_pixel * problem.groups + group)
-    taps = window_columns(problem, strip)
-    last = max(taps)
+    zero = jnp.zeros((tile.lanes,), jnp.float32)
 
-    def pixels(masked: bool) -> list[Vector | None]:
-        if not masked or wo % strip == 0:
-            return [live] * strip
-        return [both(live, x0 + i < wo) for i in range(strip)]
+    def strip_of(masked: bool) -> OutputStrip:
+        ragged = masked and problem.out_size[1] % tile.strip > 0
+        return OutputStrip(problem, alu, (image, y, x0, group), live, tile.strip, ragged)
 
-    def load_query(mask: list[Vector | None]) -> list[list[Vector]]:
-        index = base((last_pixel * problem.groups + group) * problem.depth)
-        step = problem.groups * problem.depth
-        return [
-            load_depth(alu, problem, q_ref, index + (i + 1 - strip) * step, mask[i])
-            for i in range(strip)
-        ]
+    def finish(strip: OutputStrip, i: int, shift: Vector, total: Vector, acc: list[Vector]) -> None:
+        def divide(ops: Any, total: Any, acc: Any) -> Any:
+            factor = ops.reciprocal(total)
+            return factor, [a * factor for a in acc]
 
-    def window_row(row: Any) -> tuple[Vector, list[Vector], Vector]:
-        """Indices of the strip's last key and value in a window row, and whether the row exists."""
-        yi = y * s + row * spec.dilation - pad_y
-        clamped = jnp.clip(yi, 0, problem.height - 1)
-        end = (image * problem.height + clamped) * problem.width + x0 * s + (last - pad_x)
-        keys = base((end * problem.groups + group) * problem.depth)
-        return keys, channels.bases(end), (yi >= 0) & (yi < problem.height)
-
-    def column_mask(column: int) -> Vector:
-        x = (x0 * s + (column - pad_x)).astype(jnp.uint32)  # one comparison: negative is large
-        return x < problem.width
-
-    def load_key(keys: Vector, column: int, mask: Vector | None) -> list[Vector]:
-        index = keys + (column - last) * problem.groups * problem.depth
-        return load_depth(alu, problem, k_ref, index, mask, far=problem.softmax)
-
-    def load_value(values: list[Vector], column: int, mask: Vector | None) -> list[jax.Array]:
-        return channels.load_near(alu, v_ref, values, column - last, mask)
+        factor, out = alu.fuse(divide, total, acc)
+        outputs = channels.bases(strip.last_pixel)
+        channels.store(alu, out_ref, outputs, strip.back(i), out, strip.ok[i])
+        ok = strip.ok[i]
+        if problem.chunks > 1:
+            ok = chunk == 0 if ok is None else ok & (chunk == 0)
+        store(alu, normalizer_refs[0], strip.place(i), shift, ok)
+        store(alu, normalizer_refs[1], strip.place(i), factor, ok)
 
     def once(masked: bool) -> jax.Array:
         """One pass without a maximum. Returns whether it must be done again."""
-        similarity = Similarity(problem, alu, fast=True)
-        ok = pixels(masked)
-        q = [similarity.centre(x) for x in load_query(ok)]
+        similarity = Similarity(problem, fast=True)
+        strip = strip_of(masked)
+        q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
         # Weights beyond the image's top and bottom are 0 through a prior of -inf. That needs
         # exponentials, and finite values in the row that is read instead.
         mask_rows = not problem.softmax
 
-        def body(row: Any, carry: Any) -> Any:
+        def tap(ops: Any, q: Any, k: Any, prior: Any, v: Any, total: Any, acc: Any) -> Any:
+            weight, _ = similarity.logit(ops, q, k, prior)
+            if problem.softmax:
+                weight = ops.exp2(weight)
+                total = [total[0] + weight]
+            return total, [ops.fma(weight, x, a) for x, a in zip(v, acc, strict=True)]
+
+        def body(number: Any, carry: Any) -> Any:
             total, acc = list(carry[0]), list(carry[1])
-            keys, values, valid = window_row(row)
-            priors = load_priors(problem, True, prior_refs, row, group, valid)
-            for column, users in taps.items():
-                mask = both(column_mask(column) if masked else None, valid if mask_rows else None)
-                k = load_key(keys, column, mask)
-                v = load_value(values, column, mask)
+            row = strip.row(number, channels)
+            priors = load_priors(problem, True, prior_refs, number, group, row.valid)
+            for column, users in strip.taps.items():
+                mask = strip.column_mask(column) if masked else None
+                if mask_rows:
+                    mask = row.valid if mask is None else mask & row.valid
+                k = strip.load_key(k_ref, row, column, mask)
+                v = strip.load_value(channels, v_ref, row, column, mask)
                 for i, dx in users:
-                    weight, _ = similarity.logit(q[i], k, priors[dx])
-                    if problem.softmax:
-                        weight = alu.exp2(weight)
-                        if mask is not None and not problem.far:
-                            weight = jnp.where(mask, weight, 0.0)
-                        total[i] = total[i] + weight
-                    acc[i] = [
-                        alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i], strict=True)
-                    ]
+                    prior = strip.masked_prior(priors[dx], i, mask)
+                    total[i], acc[i] = alu.fuse(tap, q[i], k, prior, v, total[i], acc[i])
             return total, acc
 
-        zero = jnp.zeros((tile.lanes,), jnp.float32)
-        total, acc = loop(kh, body, ([zero] * strip, [channels.zeros()] * strip))
+        # Without softmax there is no sum of weights.
+        sums: list[list[Vector]] = [[zero] if problem.softmax else []] * strip.count
+        total, acc = loop(kh, body, (sums, [[zero] * problem.chunk] * strip.count))
         if not problem.softmax:
-            for i in range(strip):
-                channels.store(alu, out_ref, outputs, i + 1 - strip, acc[i], ok[i])
+            outputs = channels.bases(strip.last_pixel)
+            for i in range(strip.count):
+                channels.store(alu, out_ref, outputs, strip.back(i), acc[i], strip.ok[i])
             return jnp.int32(0)
+
+        def magnitude(ops: Any, acc: Any) -> Any:
+            total = ops.absolute(acc[0])
+            for a in acc[1:]:
+                total = total + ops.absolute(a)
+            return total
+
         bad = jnp.zeros((tile.lanes,), bool)
-        for i in range(strip):
-            good = (total[i] >= SMALLEST_SUM) & (total[i] <= LARGEST_SUM)
+        for i in range(strip.count):
+            [sum_i], ok = total[i], strip.ok[i]
+            good = (sum_i >= SMALLEST_SUM) & (sum_i <= LARGEST_SUM)
             if problem.dtypes[2] != np.float16:  # 65504 * 2**60 is finite
-                size = sum(jnp.sum(jnp.abs(a), axis=1) for a in acc[i])
-                good &= size < jnp.inf
+                good &= alu.fuse(magnitude, acc[i]) < jnp.inf
             for distrusted in similarity.distrusts(q[i]):
                 good &= ~distrusted
-            bad |= ~good if ok[i] is None else ~good & ok[i]
-            finish(i, zero, total[i], acc[i], ok[i])
+            bad |= ~good if ok is None else ~good & ok
+            finish(strip, i, zero, sum_i, acc[i])
         return jnp.max(bad.astype(jnp.int32))
 
-    def finish(
-        i: int, shift: Vector, total: Vector, acc: list[jax.Array], ok: Vector | None
-    ) -> None:
-        factor = alu.reciprocal(total)
-        channels.store(alu, out_ref, outputs, i + 1 - strip, [a * factor[:, None] for a in acc], ok)
-        if problem.chunks > 1:
-            ok = both(ok, chunk == 0)
-        index = weights + (i + 1 - strip) * problem.groups
-        store(alu, normalizer_refs[0], index, shift, ok)
-        store(alu, normalizer_refs[1], index, factor, ok)
-
     def again() -> None:
-        """A pass for the maximum, a pass for the weights; borders are masks in plain sight."""
-        similarity = Similarity(problem, alu, fast=False)
-        ok = pixels(masked=True)
-        q = [similarity.centre(x) for x in load_query(ok)]
+        """A pass for the maximum and one for the weights, pixel by pixel: rare, so kept small."""
+        similarity = Similarity(problem, fast=False)
+        whole = strip_of(masked=True)
 
-        def logits(row: Any) -> Any:
-            keys, values, valid = window_row(row)
-            priors = load_priors(problem, False, prior_refs, row, group, valid)
-            for column, users in taps.items():
-                mask = valid & column_mask(column)
-                k = load_key(keys, column, mask)
-                place = (values, column, mask)
-                for i, dx in users:
-                    logit, _ = similarity.logit(q[i], k, priors[dx])
-                    yield place, i, jnp.where(mask, logit, -jnp.inf)
+        def one(number: Any, carry: Any) -> Any:
+            strip = whole.pixel(number)
+            q = similarity.centre(strip.load_query(q_ref, 0))
 
-        def find(row: Any, largest: Any) -> Any:
-            largest = list(largest)
-            for _, i, logit in logits(row):
-                largest[i] = jnp.maximum(largest[i], logit)
-            return largest
+            def logits(row: Row, number: Any) -> Any:
+                priors = load_priors(problem, False, prior_refs, number, group, row.valid)
+                for column, [(_, dx)] in strip.taps.items():
+                    mask = row.valid & strip.column_mask(column)
+                    k = strip.load_key(k_ref, row, column, mask)
+                    logit = alu.fuse(lambda *x: similarity.logit(*x)[0], q, k, priors[dx])
+                    yield column, mask, jnp.where(mask, logit, -jnp.inf)
 
-        def add(row: Any, carry: Any) -> Any:
-            total, acc = list(carry[0]), list(carry[1])
-            here = None
-            for place, i, logit in logits(row):
-                if place is not here:
-                    here, v = place, load_value(*place)
-                weight = alu.exp2((logit - largest[i]) * LOG2E)
-                total[i] = total[i] + weight
-                acc[i] = [alu.fma(weight[:, None], x, a) for x, a in zip(v, acc[i], strict=True)]
-            return total, acc
+            def find(number: Any, largest: Any) -> Any:
+                for _, _, logit in logits(strip.row(number, channels), number):
+                    largest = jnp.maximum(largest, logit)
+                return largest
 
-        lowest = jnp.full((tile.lanes,), -jnp.inf, jnp.float32)
-        zero = jnp.zeros((tile.lanes,), jnp.float32)
-        largest = loop(kh, find, [lowest] * strip)
-        total, acc = loop(kh, add, ([zero] * strip, [channels.zeros()] * strip))
-        for i in range(strip):
-            finish(i, largest[i], total[i], acc[i], ok[i])
+            largest = loop(kh, find, jnp.full((tile.lanes,), -jnp.inf, jnp.float32))
 
-    low, high = strip_range(problem, strip)
+            def tap(ops: Any, logit: Any, largest: Any, v: Any, total: Any, acc: Any) -> Any:
+                weight = ops.exp2((logit - largest) * LOG2E)
+                return total + weight, [ops.fma(weight, x, a) for x, a in zip(v, acc, strict=True)]
+
+            def add(number: Any, carry: Any) -> Any:
+                total, acc = carry
+                row = strip.row(number, channels)
+                for column, mask, logit in logits(row, number):
+                    v = strip.load_value(channels, v_ref, row, column, mask)
+                    total, acc = alu.fuse(tap, logit, largest, v, total, acc)
+                return total, acc
+
+            total, acc = loop(kh, add, (zero, [zero] * problem.chunk))
+            finish(strip, 0, largest, total, acc)
+            return carry
+
+        loop(tile.strip, one, 0)
+
+    low, high = strip_range(problem, tile.strip)
     if problem.softmax and low <= high:
         free = strips.inside(first, tile.lanes, low, high)
         bad = jax.lax.cond(free, lambda: once(masked=False), lambda: once(masked=True))
@@ -258,20 +237,3 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         bad = once(masked=True)
     if problem.softmax:
         pl.when(bad > 0)(again)
-
-
-def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
-    """Column of keys, counted from the strip's first -> the (pixel, tap) pairs that look at it."""
-    taps: dict[int, list[tuple[int, int]]] = {}
-    for i in range(strip):
-        for dx in range(problem.spec.kernel_size[1]):
-            column = i * problem.spec.stride + dx * problem.spec.dilation
-            taps.setdefault(column, []).append((i, dx))
-    return dict(sorted(taps.items()))
-
-
-def strip_range(problem: Problem, strip: int) -> tuple[int, int]:
-    """Numbers of the first and last strip whose windows stay between the left and right border."""
-    pad, s = problem.spec.padding[1], problem.spec.stride
-    last = min(problem.out_size[1] - 1, (problem.width - 1 - pad) // s)
-    return -(-pad // (strip * s)), (last - strip + 1) // strip

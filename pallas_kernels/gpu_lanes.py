@@ -1,4 +1,4 @@
-"""What the GPU kernels share: the problem as numbers, the work of one lane, loads, arithmetic.
+"""What a lane of the GPU kernels owns and how it reaches memory.
 
 A program is a flat row of lanes, one per thread. A lane owns one group (or a chunk of a wide
 group's channels) and a STRIP of R horizontally adjacent pixels; everything it needs lives in its
@@ -6,12 +6,12 @@ registers as Python lists of 1-d arrays, so a loaded key or value serves up to K
 over groups first, so that a warp reads whole cache lines, then down the image, so that a program
 mostly sits in one column of strips: away from the left and right border it needs no masks.
 
-Only this file and the two kernel files know Pallas-Triton. The bodies above it are plain array
-code; a twin through jax-triton or Mosaic would replace `Alu`, `load` and `store` and keep the rest.
+Only this file, gpu_arithmetic.py and the two kernel files know Pallas-Triton. The bodies above it
+are plain array code; a twin through jax-triton or Mosaic would replace `Alu`, `load` and `store`
+and keep the rest.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,145 +23,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.spec import Spec
+from pallas_kernels.gpu_arithmetic import Alu
+from pallas_kernels.gpu_problem import LOG2E, Problem, Vector
 
-LOG2E = 1.0 / math.log(2.0)
-
-Vector = jax.Array  # (N,): one number per lane
 Scalar = jax.Array | int
 
 
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """Every static number of one local relation, as a kernel sees it.
-
-    Attributes:
-      spec: the options.
-      batch: B.
-      height: H.
-      width: W.
-      channels: C.
-      depth: D.
-      has_prior: False for a prior of None.
-      dtypes: of query, key and value.
-    """
-
-    spec: Spec
-    batch: int
-    height: int
-    width: int
-    channels: int
-    depth: int
-    has_prior: bool
-    dtypes: tuple[np.dtype, np.dtype, np.dtype]
-
-    @classmethod
-    def of(cls, spec: Spec, query: Any, key: Any, value: Any, prior: Any) -> "Problem":
-        """Reads shapes and dtypes from arrays or `jax.ShapeDtypeStruct`s."""
-        batch, height, width, channels = value.shape
-        dtypes = (np.dtype(query.dtype), np.dtype(key.dtype), np.dtype(value.dtype))
-        depth = query.shape[-1]
-        return cls(spec, batch, height, width, channels, depth, prior is not None, dtypes)
-
-    @property
-    def groups(self) -> int:
-        """G."""
-        return self.spec.groups(self.channels)
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """(Ho, Wo)."""
-        return self.spec.output_size(self.height, self.width)
-
-    @property
-    def softmax(self) -> bool:
-        """Whether weights are normalised."""
-        return self.spec.normalization == "softmax"
-
-    @property
-    def vector(self) -> int:
-        """Channels per memory access.
-
-        At most 16 bytes, and a divisor of C and M: Triton moves anything wider or unaligned through
-        shared memory, and a vector must not straddle the end of a group.
-        """
-        size = 16 // self.dtypes[2].itemsize
-        return math.gcd(size, math.gcd(self.channels, self.spec.channels_per_group))
-
-    @property
-    def chunk(self) -> int:
-        """Channels that a lane holds at a time: M, or 8 of a group that registers cannot hold."""
-        return self.spec.channels_per_group if self.spec.channels_per_group <= 16 else 8
-
-    @property
-    def chunks(self) -> int:
-        """Chunks per group."""
-        return -(-self.spec.channels_per_group // self.chunk)
-
-    @property
-    def far(self) -> bool:
-        """Whether a far away key is a mask: its weight is 0 because Phi falls without bound."""
-        return self.spec.similarity != "multiplication" and self.spec.scale > 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Alu:
-    """Arithmetic that XLA's Triton does not emit by itself, as inline PTX.
-
-    Attributes:
-      inline: False gives plain jnp, for interpret mode, which cannot run PTX.
-    """
-
-    inline: bool
-
-    def _asm(self, code: str, *args: jax.Array) -> jax.Array:
-        shape = jnp.broadcast_shapes(*(x.shape for x in args))
-        out = jax.ShapeDtypeStruct(shape, jnp.float32)
-        return plt.elementwise_inline_asm(
-            code,
-            args=[jnp.broadcast_to(x, shape) for x in args],
-            constraints="=f" + ",f" * len(args),
-            pack=1,
-            result_shape_dtypes=[out],
-        )[0]
-
-    def fma(self, a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
-        """The sum a * b + c, rounded once (Triton would emit a multiplication and an addition)."""
-        return self._asm("fma.rn.f32 $0, $1, $2, $3;", a, b, c) if self.inline else a * b + c
-
-    def minus_square(self, c: jax.Array, d: jax.Array) -> jax.Array:
-        """The difference c - d * d; a separate negation would be an instruction of its own."""
-        code = "{ .reg .f32 t; neg.f32 t, $2; fma.rn.f32 $0, t, $2, $1; }"
-        return self._asm(code, c, d) if self.inline else c - d * d
-
-    def exp2(self, x: jax.Array) -> jax.Array:
-        """2**x to 2 units in the last place, results below 2**-126 flushed to 0."""
-        return self._asm("ex2.approx.ftz.f32 $0, $1;", x) if self.inline else jnp.exp2(x)
-
-    def reciprocal(self, x: jax.Array) -> jax.Array:
-        """1 / x to 1 unit in the last place, for normal x."""
-        return self._asm("rcp.approx.ftz.f32 $0, $1;", x) if self.inline else 1.0 / x
-
-    def widen(self, x: jax.Array) -> jax.Array:
-        """To float32. Packed bfloat16 takes one instruction a number, Triton's own cast two."""
-        if not self.inline or x.dtype != jnp.bfloat16 or x.ndim != 2 or x.shape[1] == 1:
-            return x.astype(jnp.float32)
-        return plt.elementwise_inline_asm(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;",
-            args=[x],
-            constraints="=r,=r,r",
-            pack=2,
-            result_shape_dtypes=[jax.ShapeDtypeStruct(x.shape, jnp.float32)],
-        )[0]
-
-    def dot(self, a: Sequence[Vector], b: Sequence[Vector], start: Vector) -> Vector:
-        """Start plus the sum of products, as a chain of fused multiply-adds."""
-        for x, y in zip(a, b, strict=True):
-            start = self.fma(x, y, start)
-        return start
-
-
-def load(ref: Any, index: jax.Array, mask: Vector | None = None, other: float = 0.0) -> jax.Array:
+def load(ref: Any, index: jax.Array, mask: Vector | None = None, other: Any = 0) -> jax.Array:
     """Elements of a flat array; `other` where the mask is False."""
     if mask is None:
         return plt.load(ref.at[index])
@@ -178,16 +46,30 @@ def store(alu: Alu, ref: Any, index: jax.Array, x: jax.Array, mask: Vector | Non
     plt.store(ref.at[index], x.astype(ref.dtype), mask=mask)
 
 
+def result(like: jax.Array, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
+    """A flat array for a kernel to write, which differs between devices where `like` does."""
+    kind = jax.typeof(like).manual_axis_type
+    return jax.ShapeDtypeStruct((size,), dtype, manual_axis_type=kind)
+
+
 def span(index: Vector, start: int, size: int) -> jax.Array:
     """Indices of `size` neighbouring elements per lane: (N, size)."""
     return index[:, None] + start + jnp.arange(size, dtype=jnp.int32)[None, :]
 
 
 def split(x: jax.Array) -> list[Vector]:
-    """(N, c) to c vectors: renames registers, moves nothing."""
-    if x.shape[1] == 1:
-        return [x.reshape(x.shape[0])]
-    return [part.reshape(x.shape[0]) for part in jnp.split(x, x.shape[1], axis=1)]
+    """(N, c), c a power of two, to c vectors: renames registers, moves nothing."""
+    if x.ndim == 1:
+        return [x]
+    if x.shape[1] == 2:
+        return list(jnp.unstack(x, axis=-1))
+    even, odd = (split(half) for half in jnp.unstack(x.reshape(x.shape[0], -1, 2), axis=-1))
+    return [part for pair in zip(even, odd, strict=True) for part in pair]
+
+
+def join(a: Vector, b: Vector) -> jax.Array:
+    """Two vectors to (N, 2)."""
+    return jnp.stack([a, b], axis=1)
 
 
 def both(a: Vector | None, b: Vector | None) -> Vector | None:
@@ -197,153 +79,6 @@ def both(a: Vector | None, b: Vector | None) -> Vector | None:
     return a & b
 
 
-@dataclasses.dataclass(frozen=True)
-class Similarity:
-    """Logits and their derivatives in the units and to the precision that a loop asks for.
-
-    With `fast`, logits come in units of log 2, so that 2**logit needs no multiplication, and for
-    16-bit queries and keys the squared difference is (a q - a k)^2 with a^2 = scale * log2(e): one
-    instruction less. Rounding a*q costs |q - k| (|q| + |k|) 2^-23 of the logit, so loops that use
-    it check `distrusts`. Without `fast`: natural units, q - k as written.
-
-    Attributes:
-      problem: the problem.
-      alu: arithmetic.
-      fast: see above.
-      of_key: whether the side that stays in registers (`centre`) is the key, not the query.
-    """
-
-    problem: Problem
-    alu: Alu
-    fast: bool
-    of_key: bool = False
-
-    @property
-    def unit(self) -> float:
-        """One natural logit in the units of `logit`."""
-        return LOG2E if self.fast and self.problem.softmax else 1.0
-
-    @property
-    def coefficient(self) -> float:
-        """What multiplies Phi."""
-        return self.problem.spec.scale * self.unit
-
-    @property
-    def scaled(self) -> bool:
-        """Whether query and key are multiplied before their difference is squared."""
-        return (
-            self.fast
-            and self.problem.softmax
-            and self.problem.spec.similarity == "squared_difference"
-            and self.problem.spec.scale > 0
-            and all(dtype.itemsize == 2 for dtype in self.problem.dtypes[:2])
-        )
-
-    def centre(self, x: Sequence[Vector]) -> list[Vector]:
-        """Prepares the side (query or key) that stays in registers."""
-        if self.scaled:
-            return [q * math.sqrt(self.coefficient) for q in x]
-        if self.problem.spec.similarity == "multiplication":
-            return [q * self.coefficient for q in x]
-        return list(x)
-
-    def distrusts(self, centre: Sequence[Vector]) -> list[Vector]:
-        """Where rounding in `centre` could show in 16-bit results: |q| > 64 / a."""
-        return [jnp.abs(q) > 64.0 for q in centre] if self.scaled else []
-
-    def logit(
-        self, centre: Sequence[Vector], other: Sequence[Vector], prior: Vector
-    ) -> tuple[Vector, list[Vector]]:
-        """The logit and, per depth, what `derivative` needs (centre minus other)."""
-        if self.problem.spec.similarity == "multiplication":
-            return self.alu.dot(centre, other, prior), list(other)
-        if self.scaled:
-            minus = jnp.full(prior.shape, -math.sqrt(self.coefficient), jnp.float32)
-            differences = [self.alu.fma(k, minus, q) for q, k in zip(centre, other, strict=True)]
-            for d in differences:
-                prior = self.alu.minus_square(prior, d)
-            return prior, differences
-        differences = [q - k for q, k in zip(centre, other, strict=True)]
-        if self.problem.spec.similarity == "squared_difference":
-            total = differences[0] * differences[0]
-            total = self.alu.dot(differences[1:], differences[1:], total)
-        else:
-            total = functools.reduce(jnp.add, [jnp.abs(d) for d in differences])
-        minus = jnp.full(prior.shape, -self.coefficient, jnp.float32)
-        return self.alu.fma(total, minus, prior), differences
-
-    def accumulate(
-        self, sums: Sequence[Vector], d_logit: Vector, differences: Sequence[Vector]
-    ) -> list[Vector]:
-        """Adds the gradient of the centre, short of the constant in `finish`."""
-        if self.problem.spec.similarity != "absolute_difference":
-            return [
-                self.alu.fma(d_logit, d, total) for d, total in zip(differences, sums, strict=True)
-            ]
-        # Where query and key are equal, JAX's derivative of |query - key| is 1.
-        return [
-            total + jnp.where(d > 0 if self.of_key else d >= 0, d_logit, -d_logit)
-            for d, total in zip(differences, sums, strict=True)
-        ]
-
-    def finish(self, total: Vector) -> Vector:
-        """The gradient of the centre from what `accumulate` summed."""
-        scale = self.problem.spec.scale
-        if self.problem.spec.similarity == "squared_difference":
-            return total * (-2.0 * scale / (math.sqrt(self.coefficient) if self.scaled else 1.0))
-        return total * (-scale if self.problem.spec.similarity == "absolute_difference" else scale)
-
-
-def far_value(problem: Problem, dtype: np.dtype) -> float:
-    """A key so far from every query that its weight is 0; its logit still fits float32.
-
-    A real difference beyond it would overflow to a logit of -inf in every implementation.
-    """
-    if not problem.far:
-        return 0.0
-    if dtype == np.float16:
-        return math.inf  # replaced after the load: float16 reaches no further than real keys
-    reach = 2e38 / (LOG2E * max(problem.spec.scale, 1e-30) * problem.depth)
-    return min(math.sqrt(reach) if problem.spec.similarity == "squared_difference" else reach, 1e38)
-
-
-def depth_vector(problem: Problem, dtype: np.dtype) -> int:
-    """Query or key components per memory access."""
-    return math.gcd(16 // dtype.itemsize, problem.depth)
-
-
-def load_depth(
-    alu: Alu,
-    problem: Problem,
-    ref: Any,
-    index: Vector,
-    mask: Vector | None,
-    far: bool = False,
-) -> list[Vector]:
-    """The D components of a query or key per lane, `far_value` (or 0) where the mask is False."""
-    dtype = np.dtype(ref.dtype)
-    other = far_value(problem, dtype) if far else 0.0
-    late = math.isinf(other)  # float16 cannot hold it
-    size = depth_vector(problem, dtype)
-    parts: list[Vector] = []
-    for start in range(0, problem.depth, size):
-        where = span(index, start, size) if size > 1 else index + start
-        x = load(ref, where, mask, 0.0 if late else other)
-        parts += split(alu.widen(x)) if size > 1 else [alu.widen(x)]
-    if late and mask is not None:
-        far32 = far_value(problem, np.dtype(np.float32))
-        parts = [jnp.where(mask, x, far32) for x in parts]
-    return parts
-
-
-def store_depth(
-    alu: Alu, problem: Problem, ref: Any, index: Vector, parts: list[Vector], mask: Vector | None
-) -> None:
-    """Writes the D components of a query's or key's gradient."""
-    for i, part in enumerate(parts):
-        store(alu, ref, index + i, part, mask)
-
-
 def base(index: Vector, multiple: int = 1) -> Vector:
     """An index that the compiler knows to be no less than 0 (and a multiple of something).
 
@@ -351,6 +86,175 @@ def base(index: Vector, multiple: int = 1) -> Vector:
     into the load instruction; otherwise every load costs two instructions for its address.
     """
     return pl.multiple_of(index & 0x7FFFFFFF, multiple)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a lane reads and writes a flat array of floats, some neighbouring ones at a time.
+
+    16-bit floats travel in pairs, as 32-bit words, where they can: a word is one register, and its
+    halves widen to float32 with one instruction each.
+
+    Attributes:
+      dtype: of the floats.
+      size: floats per access.
+    """
+
+    dtype: np.dtype
+    size: int
+
+    @classmethod
+    def depth(cls, problem: Problem, array: int) -> "Layout":
+        """Of queries (0) or keys (1): the D numbers of a pixel and group, in accesses."""
+        dtype = problem.dtypes[array]
+        return cls(dtype, math.gcd(16 // dtype.itemsize, problem.depth))
+
+    @classmethod
+    def channels(cls, problem: Problem) -> "Layout":
+        """Of values, outputs and their gradients."""
+        return cls(problem.dtypes[2], problem.vector)
+
+    @property
+    def unit(self) -> int:
+        """Floats per element of the array in memory."""
+        return 2 if self.dtype.itemsize == 2 and self.size % 2 == 0 else 1
+
+    def to_memory(self, x: jax.Array) -> jax.Array:
+        """An array as the kernel reads it; moves nothing."""
+        if self.unit == 1:
+            return x.reshape(-1)
+        return lax.bitcast_convert_type(x.reshape(-1, 2), jnp.int32)
+
+    def result(self, like: jax.Array, floats: int) -> jax.ShapeDtypeStruct:
+        """The array that a kernel writes; like an argument in what `jax.shard_map` knows of it."""
+        return result(like, floats // self.unit, self.dtype if self.unit == 1 else jnp.int32)
+
+    def from_memory(self, x: jax.Array, shape: Sequence[int]) -> jax.Array:
+        """The opposite of `to_memory`."""
+        if self.unit == 2:
+            x = lax.bitcast_convert_type(x, self.dtype)
+        return x.reshape(shape)
+
+    def base(self, index: Vector) -> Vector:
+        """A multiple of `size`, counted in floats, to count from in `load` and `store`."""
+        if self.unit == 2:
+            index = lax.shift_right_logical(index, jnp.int32(1))
+        return base(index, self.size // self.unit)
+
+    def load(
+        self,
+        alu: Alu,
+        ref: Any,
+        places: Sequence[tuple[Vector, int]],
+        mask: Vector | Sequence[Vector | None] | None,
+        other: float = 0.0,
+    ) -> list[Vector]:
+        """`size` floats from each place per lane as float32, `other` where the mask is False.
+
+        Args:
+          alu: arithmetic.
+          ref: the array in memory.
+          places: (what `base` gave, offset in floats: a multiple of `size`, not positive).
+          mask: lanes that read, for each place or all.
+          other: a number of `dtype`.
+        """
+        masks = mask if isinstance(mask, Sequence) else [mask] * len(places)
+        count = self.size // self.unit
+        fill: Any = np.asarray(other, self.dtype)
+        if self.unit == 2:
+            fill = np.full(2, fill).view(np.int32)[0]
+        parts: list[jax.Array] = []
+        for (start, offset), mask in zip(places, masks, strict=True):
+            offset //= self.unit
+            index = span(start, offset, count) if count > 1 else start + offset
+            parts += split(load(ref, index, mask, fill))
+        if self.unit == 1:
+            return [part.astype(jnp.float32) for part in parts]
+
+        def widen(ops: Any, words: Any) -> Any:
+            return [half for word in words for half in ops.widen(word, self.dtype)]
+
+        return alu.fuse(widen, parts)
+
+    def store(
+        self,
+        alu: Alu,
+        ref: Any,
+        start: Vector,
+        offset: int,
+        parts: Sequence[Vector],
+        mask: Vector | None,
+    ) -> None:
+        """Writes `size` float32 numbers per lane; the arguments of `load`."""
+        offset //= self.unit
+        if self.unit == 2:
+
+            def narrow(ops: Any, parts: Any) -> Any:
+                pairs = zip(parts[::2], parts[1::2], strict=True)
+                return [ops.narrow(low, high, self.dtype) for low, high in pairs]
+
+            parts = alu.fuse(narrow, list(parts), words=True)
+        if len(parts) % 2:
+            for i, part in enumerate(parts):
+                store(alu, ref, start + (offset + i), part, mask)
+        else:
+            for i in range(0, len(parts), 2):
+                pair = join(parts[i], parts[i + 1])
+                store(alu, ref, span(start, offset + i, 2), pair, mask)
+
+
+def depth_base(problem: Problem, layout: Layout, place: Vector) -> Vector:
+    """Where `load_depth` counts from; place is pixel * G + group."""
+    return layout.base(place * problem.depth + (problem.depth - layout.size))
+
+
+def load_depth(
+    alu: Alu,
+    problem: Problem,
+    layout: Layout,
+    ref: Any,
+    start: Vector,
+    places: int,
+    mask: Vector | None,
+    far: int = 0,
+) -> list[Vector]:
+    """The D components of a query or key per lane.
+
+    Args:
+      alu: arithmetic.
+      problem: the problem.
+      layout: of the array.
+      ref: the array in memory.
+      start: from `depth_base`.
+      places: how many (pixel, group) before it, not positive.
+      mask: lanes that read.
+      far: 1 or -1 for `far_value` or its opposite where the mask is False, 0 for 0.
+    """
+    other = far * problem.far_value(layout.dtype) if far else 0.0
+    late = math.isinf(other)  # float16 cannot hold it
+    end = places * problem.depth
+    at = [(start, end + i) for i in range(layout.size - problem.depth, 1, layout.size)]
+    parts = layout.load(alu, ref, at, mask, 0.0 if late else other)
+    if late and mask is not None:
+        far32 = far * problem.far_value(np.dtype(np.float32))
+        parts = [jnp.where(mask, x, far32) for x in parts]
+    return parts
+
+
+def store_depth(
+    alu: Alu,
+    layout: Layout,
+    ref: Any,
+    start: Vector,
+    places: int,
+    parts: Sequence[Vector],
+    mask: Vector | None,
+) -> None:
+    """Writes the D components of a query's or key's gradient; the arguments of `load_depth`."""
+    depth = len(parts)
+    for first in range(0, depth, layout.size):
+        offset = places * depth + first + layout.size - depth
+        layout.store(alu, ref, start, offset, parts[first : first + layout.size], mask)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,30 +293,30 @@ class Channels:
         Reading something in place of nothing needs neither a mask nor zeros; who reads it must
         multiply by zero or not store the result.
         """
-        size = self.problem.vector
+        layout = Layout.channels(self.problem)
         index = pixel * self.problem.channels + self.start
         out = []
         for i, exists in enumerate(self.masks):
-            offset = i * size if exists is None else jnp.where(exists, i * size, 0)
-            out.append(base(index + offset, size))
+            offset = i * layout.size if exists is None else jnp.where(exists, i * layout.size, 0)
+            out.append(layout.base(index + offset))
         return out
 
-    def load_near(
-        self, alu: Alu, ref: Any, bases: list[Vector], columns: int, mask: Vector | None
-    ) -> list[jax.Array]:
-        """The channels `columns` (<= 0) pixels from `bases` as float32 (N, vector) pieces."""
-        size, offset = self.problem.vector, columns * self.problem.channels
-        return [alu.widen(load(ref, span(index, offset, size), mask)) for index in bases]
-
     def load(
-        self, alu: Alu, ref: Any, bases: list[Vector], columns: int, mask: Vector | None
-    ) -> list[jax.Array]:
-        """As `load_near`, with 0 for channels that do not exist."""
-        size, offset = self.problem.vector, columns * self.problem.channels
-        return [
-            alu.widen(load(ref, span(index, offset, size), both(mask, exists)))
-            for index, exists in zip(bases, self.masks, strict=True)
-        ]
+        self,
+        alu: Alu,
+        ref: Any,
+        bases: list[Vector],
+        columns: int,
+        mask: Vector | None,
+        exact: bool = True,
+    ) -> list[Vector]:
+        """The channels `columns` (<= 0) pixels from `bases` as float32, 0 where masked.
+
+        Channels that do not exist are 0 too if `exact`, else anything.
+        """
+        layout, offset = Layout.channels(self.problem), columns * self.problem.channels
+        masks = [both(mask, exists) if exact else mask for exists in self.masks]
+        return layout.load(alu, ref, [(start, offset) for start in bases], masks)
 
     def store(
         self,
@@ -420,24 +324,14 @@ class Channels:
         ref: Any,
         bases: list[Vector],
         columns: int,
-        pieces: list[jax.Array],
+        parts: Sequence[Vector],
         mask: Vector | None,
     ) -> None:
         """Writes the channels `columns` (<= 0) pixels from `bases`."""
-        size, offset = self.problem.vector, columns * self.problem.channels
-        for index, piece, exists in zip(bases, pieces, self.masks, strict=True):
-            store(alu, ref, span(index, offset, size), piece, both(mask, exists))
-
-    def zeros(self) -> list[jax.Array]:
-        """Accumulators."""
-        return [jnp.zeros((self.start.shape[0], self.problem.vector), jnp.float32)] * len(
-            self.masks
-        )
-
-
-def flatten(pieces: Sequence[jax.Array]) -> list[Vector]:
-    """(N, vector) pieces to one vector per channel."""
-    return [x for piece in pieces for x in split(piece)]
+        layout, offset = Layout.channels(self.problem), columns * self.problem.channels
+        for i, (index, exists) in enumerate(zip(bases, self.masks, strict=True)):
+            piece = parts[i * layout.size : (i + 1) * layout.size]
+            layout.store(alu, ref, index, offset, piece, both(mask, exists))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -448,8 +342,9 @@ class Strips:
       rows: rows of the image.
       columns: its columns.
       strip: R, pixels per lane.
-      units: lanes per pixel (groups, or groups times chunks).
+      units: what lies side by side in a pixel: groups (or groups times chunks).
       batch: images.
+      phases: rows are taken every `phases`-th first; divides `rows`.
     """
 
     rows: int
@@ -457,6 +352,7 @@ class Strips:
     strip: int
     units: int
     batch: int
+    phases: int = 1
 
     @property
     def per_row(self) -> int:
@@ -464,9 +360,14 @@ class Strips:
         return -(-self.columns // self.strip)
 
     @property
+    def per_image(self) -> int:
+        """Lanes with work on one image."""
+        return self.per_row * self.rows * self.units
+
+    @property
     def lanes(self) -> int:
         """Lanes with work."""
-        return self.batch * self.per_row * self.rows * self.units
+        return self.batch * self.per_image
 
     def place(self, lane: Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """(image, row, first column, unit) of a lane."""
@@ -476,6 +377,9 @@ class Strips:
             lax.rem(lane, jnp.int32(self.per_row)),
             lax.div(lane, jnp.int32(self.per_row)),
         )
+        if self.phases > 1:
+            per_phase = jnp.int32(self.rows // self.phases)
+            row = lax.rem(row, per_phase) * self.phases + lax.div(row, per_phase)
         return image, row, strip * self.strip, unit
 
     def inside(self, first: Scalar, count: int, low: int, high: int) -> jax.Array:
@@ -516,7 +420,7 @@ def load_priors(
 
 
 def loop(count: Scalar, body: Callable[[Any, Any], Any], init: Any) -> Any:
-    """`fori_loop`, without a loop for one turn."""
+    """`fori_loop`; a single turn is no loop, and its number a Python int."""
     if isinstance(count, int) and count == 1:
-        return body(jnp.int32(0), init)
+        return body(0, init)
     return lax.fori_loop(0, count, body, init)

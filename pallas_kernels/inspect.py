@@ -16,24 +16,23 @@ Needs `pip install 'lrnet-jax[inspect]'` (NVIDIA's compiler as wheels, no driver
 import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pallas_kernels import gpu_compile
 
 gpu_compile.prepare()
 
-import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels import gpu_backward, gpu_forward, tiling  # noqa: E402
+from pallas_kernels import gpu_backward, gpu_forward  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
-from pallas_kernels.gpu_lanes import Problem, Strips, scaled_prior  # noqa: E402
+from pallas_kernels.gpu_lanes import Strips  # noqa: E402
+from pallas_kernels.gpu_problem import Problem  # noqa: E402
+from pallas_kernels.gpu_programs import KERNELS, program  # noqa: E402
 from pallas_kernels.sass import Code  # noqa: E402
 from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402
-
-KERNELS = ("forward", "query", "key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Report:
       kernel: as compiled.
       tile: how the problem was cut.
       code: its machine code.
-      rows: trips of the loop over window rows.
+      rows: trips of the loop over window rows, on average.
       taps: (pixel, tap) pairs of one lane.
       free: share of programs without a left or right border.
     """
@@ -52,19 +51,23 @@ class Report:
     kernel: Kernel
     tile: Tile
     code: Code
-    rows: int
+    rows: float
     taps: float
     free: float
 
     @property
     def paths(self) -> list[float]:
-        """Issue slots per (pixel, tap, group) on each way through the kernel, fewest first."""
+        """Issue slots per (pixel, tap, group) on each way through the kernel, fewest first.
+
+        Outer loops count once: of the exact pass, which goes from pixel to pixel, one pixel.
+        """
         return [count / self.taps for count in self.code.paths(self.rows)]
 
     @property
     def average(self) -> float:
         """Issue slots per (pixel, tap, group) over all programs that need no exact pass."""
-        paths = self.paths
+        # The shortest ways take the exact pass instead of the unrolled one, or turn round at once.
+        paths = [x for x in self.paths if x > self.paths[-1] / 2]
         # Ways that differ by a few instructions outside the loops are one.
         border = [x for x in paths if x > 1.02 * paths[0]] or paths
         return self.free * paths[0] + (1 - self.free) * border[0]
@@ -99,55 +102,14 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
     kernels = gpu_compile.kernels(gpu, function, *avals)
     [kernel] = [x for x in kernels if x.name.startswith("local_relation")]
     (kh, kw), s = problem.spec.kernel_size, problem.spec.stride
-    rows, taps = kh, float(tile.strip * kh * kw)
+    rows, taps = float(kh), float(tile.strip * kh * kw)
     if name == "key" and s > 1:
-        rows = (kh - 1) * problem.spec.dilation // s + 1
+        reach = (kh - 1) * problem.spec.dilation
+        rows = reach // s + 1
+        if problem.height % s == 0:  # the kernel sorts rows by what looks at them
+            rows = sum((reach - offset) // s + 1 for offset in range(s)) / s
         taps /= s * s
     return Report(kernel, tile, Code(kernel.sass), rows, taps, free_share(problem, tile, name))
-
-
-def program(
-    shape: Shape, dtype: Any, name: str, tile: Tile | None
-) -> tuple[Problem, Tile, Callable[..., Any], list[Any]]:
-    """(problem, tile, function, abstract arguments) of one kernel and the XLA code around it."""
-
-    def array(size: tuple[int, ...], dtype: Any = dtype) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
-
-    query, key, value = array(shape.query), array(shape.key), array(shape.value)
-    prior = None if shape.prior is None else array(shape.prior)
-    out, number = array(shape.out), array(shape.query[:4], jnp.float32)
-    problem = Problem.of(shape.spec, query, key, value, prior)
-    choose = {
-        "forward": tiling.forward_tile,
-        "query": tiling.query_tile,
-        "key": tiling.key_tile,
-    }[name]
-    chosen = tile or choose(problem)
-
-    def flat(q: Any, k: Any, v: Any, p: Any) -> list[jax.Array]:
-        return [q.reshape(-1), k.reshape(-1), v.reshape(-1), *scaled_prior(problem, p)]
-
-    def forward(q: Any, k: Any, v: Any, p: Any) -> Any:
-        return gpu_forward.forward(shape.spec, q, k, v, p, tile=chosen)
-
-    def query_side(q: Any, k: Any, v: Any, p: Any, *rest: Any) -> Any:
-        inputs = [x.reshape(-1) for x in rest] + [None] * (4 - len(rest))
-        return gpu_backward.query_side(problem, chosen, False, flat(q, k, v, p), *inputs)
-
-    def key_side(q: Any, k: Any, v: Any, p: Any, *rest: Any) -> Any:
-        inputs = [x.reshape(-1) for x in rest] + [None] * (5 - len(rest))
-        return gpu_backward.key_side(problem, chosen, False, flat(q, k, v, p), *inputs)
-
-    inputs = [query, key, value, prior]
-    if name == "forward":
-        return problem, chosen, forward, inputs
-    numbers = [number, number] if problem.softmax else []
-    if name == "query":
-        return problem, chosen, query_side, [*inputs, out, out, *numbers]
-    if problem.softmax:
-        numbers += [number, array((1,), jnp.int32)]
-    return problem, chosen, key_side, [*inputs, out, *numbers]
 
 
 def free_share(problem: Problem, tile: Tile, name: str) -> float:

@@ -11,8 +11,8 @@ Taps outside the image are left out of the softmax and contribute nothing.
 Implementations, one module each:
 
     reference          plain jnp, unfolds the windows: the specification
-    xla                memory-lean, runs on every platform, own backward; the default
-    pallas             fused kernels for NVIDIA GPUs (Ampere and newer), by name, see gpu.py
+    xla                memory-lean, runs on every platform, own backward; the default elsewhere
+    pallas             fused kernels for NVIDIA GPUs (Ampere and newer), the default there; gpu.py
     pallas_interpret   the same kernels in JAX's interpreter: anywhere, very slowly, for tests
 
 All of them compute similarity, softmax and sums in float32 whatever the input dtype (float64 if
@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import gpu, reference, xla
+from pallas_kernels.platform_switch import vary_alike
 from pallas_kernels.spec import (
     NORMALIZATIONS,
     SIMILARITIES,
@@ -79,8 +80,8 @@ def local_relation(
         "multiplication" q*k (Eqn. 5), each summed over D.
       scale: finite number multiplying Phi, not the prior.
       normalization: "softmax" over the taps, or "none": the logit itself is the weight.
-      implementation: None works everywhere: xla, and once `gpu.DEFAULT_ON_GPU` is set, pallas
-        where the program is lowered for a capable GPU. A named one that cannot run here raises and
+      implementation: None works everywhere: pallas where the program is lowered for a capable GPU
+        and the kernels support the problem, else xla. A named one that cannot run here raises and
         says why. `implementations` lists them.
 
     Returns:
@@ -166,7 +167,7 @@ def _fastest(
     prior: jax.Array | None,
 ) -> str:
     """Names xla or leaves it to lowering ("automatic"): programs may be compiled for elsewhere."""
-    if not gpu.DEFAULT_ON_GPU or gpu.unsupported(spec, query, key, value, prior):
+    if gpu.unsupported(spec, query, key, value, prior):
         return "xla"
     if jax.default_backend() in ("gpu", "cuda") and gpu.unavailable():
         return "xla"  # a GPU, but too old
@@ -186,7 +187,7 @@ def _run(
 ) -> jax.Array:
     if implementation == "reference":
         return reference.forward(spec, query, key, value, prior)
-    return _fused(spec, implementation, query, key, value, prior)
+    return _fused(spec, implementation, *vary_alike(query, key, value, prior))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -42,8 +42,36 @@ def by_platform(default: Function, **platforms: Function) -> Function:
 
 def _abstract(*avals: Any, default: Function, choices: Any) -> Any:
     del choices
-    closed = jax.make_jaxpr(default)(*avals)
-    return list(closed.out_avals)
+    # shard_map types each array by the mesh axes along which devices may hold different values.
+    # That is none of the function's business: a result may differ where any argument does.
+    plain = [_plain(x) for x in avals]
+    axes = _varying(avals)
+    kind = avals[0].manual_axis_type.update(varying=axes) if axes else None
+    results = jax.make_jaxpr(default)(*plain).out_avals
+    return [x.update_manual_axis_type(kind) if kind else x for x in results]
+
+
+def vary_alike(*arrays: Any) -> list[Any]:
+    """Inside `jax.shard_map`: types arrays that are equal on all devices like those that differ.
+
+    So a gradient rule sees one kind of array, and the gradient of what is equal is summed.
+    """
+    kinds = [None if x is None else jax.typeof(x) for x in arrays]
+    axes = _varying([x for x in kinds if x is not None])
+    out = []
+    for x, kind in zip(arrays, kinds, strict=True):
+        missing = axes - _varying([kind]) if kind is not None else None
+        out.append(jax.lax.pcast(x, tuple(missing), to="varying") if missing else x)
+    return out
+
+
+def _plain(aval: Any) -> Any:
+    return aval.update_manual_axis_type(type(aval.manual_axis_type)())
+
+
+def _varying(avals: Sequence[Any]) -> frozenset[Any]:
+    """Mesh axes of a `jax.shard_map` along which any of the arrays may differ."""
+    return frozenset().union(*(x.manual_axis_type.varying for x in avals))
 
 
 def _evaluate(*arrays: Any, **params: Any) -> Any:
@@ -62,6 +90,9 @@ def _lower(platform: str | None) -> Callable[..., Any]:
         if platform is not None:  # nested primitives see this platform alone
             module = ctx.module_context.replace(platforms=(platform,))
             ctx = ctx.replace(module_context=module, platforms=(platform,))
+        ctx = ctx.replace(
+            avals_in=[_plain(x) for x in ctx.avals_in], avals_out=[_plain(x) for x in ctx.avals_out]
+        )
         return mlir.lower_fun(function, multiple_results=True)(ctx, *arrays)
 
     return rule

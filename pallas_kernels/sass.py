@@ -108,20 +108,20 @@ class Code:
         )
         return dict(collections.Counter(classify(x.opcode) for x in chosen).most_common())
 
-    def paths(self, trips: int, limit: int = 4096) -> list[int]:
+    def paths(self, trips: float, limit: int = 4096) -> list[float]:
         """Instructions that one warp issues on each way through the kernel, fewest first.
 
         Innermost loops run `trips` times, others once; predicated instructions count in full. A
         branch may go either way, so a path may be one that no input takes.
         """
         inner = {loop.first: loop for loop in self.loops if loop.innermost}
-        memo: dict[int, frozenset[int]] = {}
+        memo: dict[int, frozenset[float]] = {}
 
-        def walk(start: int) -> frozenset[int]:
+        def walk(start: int) -> frozenset[float]:
             if start in memo:
                 return memo[start]
-            count, i = 0, start
-            result: frozenset[int] | None = None
+            count, i = 0.0, start
+            result: frozenset[float] | None = None
             while i < len(self.instructions):
                 if i in inner:
                     loop = inner[i]

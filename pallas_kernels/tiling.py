@@ -26,7 +26,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pallas_kernels.gpu_lanes import Problem
+from pallas_kernels.gpu_problem import Problem
 
 TABLE = pathlib.Path(__file__).with_name("tiles.json")
 LONGEST_STRIP = 8

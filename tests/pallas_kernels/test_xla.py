@@ -13,6 +13,7 @@ from jax.test_util import check_grads
 
 from pallas_kernels import local_relation
 from pallas_kernels.benchmark import prepare
+from pallas_kernels.comparison import reference_results
 from pallas_kernels.shapes import ODD, SHAPES, Shape, make_cotangent, make_inputs
 from pallas_kernels.spec import NORMALIZATIONS, SIMILARITIES, Spec
 
@@ -162,6 +163,33 @@ def test_gradient_of_a_subset():
     for i, name in ((2, "d_value"), (3, "d_prior")):
         got = jax.jit(jax.grad(loss, argnums=i))(*inputs)
         assert_close({name: np.asarray(got)}, {name: want[name]}, 1e-6)
+
+
+@pytest.mark.parametrize("implementation", ["reference", "xla", "pallas_interpret", None])
+def test_shard_map(implementation):
+    """Two images on two devices; the prior is the same on both, so its gradient is a sum."""
+    shape = Shape("sharded", 4, 5, 4, Spec((3, 3), 4), batch=2)
+    inputs, d_out = make_inputs(shape), make_cotangent(shape)
+
+    def results(*arrays):
+        def run(*inputs):
+            return local_relation(*inputs, **shape.options, implementation=implementation)
+
+        out, vjp = jax.vjp(run, *arrays[:4])
+        return out, *vjp(arrays[4])
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), "batch")
+    rows, whole = jax.P("batch"), jax.P()
+    sharded = jax.shard_map(
+        results,
+        mesh=mesh,
+        in_specs=(rows, rows, rows, whole, rows),
+        out_specs=(rows, rows, rows, rows, whole),
+    )
+    got = jax.jit(sharded)(*inputs, d_out)
+    want = reference_results(shape, inputs, d_out)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
 
 def test_vmap():

@@ -1,0 +1,167 @@
+"""A lane's strip of output pixels and the keys and values around it.
+
+What the forward kernel and the query kernel of the backward pass have in common.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.gpu_arithmetic import Alu
+from pallas_kernels.gpu_lanes import (
+    Channels,
+    Layout,
+    Scalar,
+    base,
+    both,
+    depth_base,
+    load_depth,
+    span,
+    store_depth,
+)
+from pallas_kernels.gpu_problem import Problem, Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A window row: bases of the last column's key and (per vector of channels) value.
+
+    Attributes:
+      keys: for `OutputStrip.load_key`.
+      values: for `OutputStrip.load_value`.
+      valid: whether the row lies in the image; if not, the bases are those of one that does.
+    """
+
+    keys: Vector
+    values: list[Vector]
+    valid: Vector
+
+
+class OutputStrip:
+    """`count` output pixels per lane, side by side.
+
+    Args:
+      problem: the problem.
+      alu: arithmetic.
+      place: (image, output row, first output column, group) of each lane.
+      live: lanes with work; None for all.
+      count: pixels.
+      ragged: whether pixels may lie beyond the right border.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        alu: Alu,
+        place: tuple[Vector, Vector, Vector, Vector],
+        live: Vector | None,
+        count: int,
+        ragged: bool,
+    ):
+        self.problem, self.alu, self.live, self.count = problem, alu, live, count
+        self.image, self.y, self.x0, self.group = place
+        self.ragged = ragged
+        ho, wo = problem.out_size
+        self.fits = [self.x0 + i < wo if ragged else None for i in range(count)]
+        """Which pixels lie in the image; None for all."""
+        self.ok = [both(live, fits) for fits in self.fits]
+        """Which pixels are work: in the image and of a lane with work."""
+        self.last_pixel = (self.image * ho + self.y) * wo + self.x0 + (count - 1)
+        """Number of the last pixel, counted over the whole batch."""
+        last_place = self.last_pixel * problem.groups + self.group
+        self._places = base(last_place)
+        self._pairs = base(2 * last_place, 2)
+        self._layout = Layout.depth(problem, 0)
+        self._queries = depth_base(problem, self._layout, last_place)
+        self.taps = window_columns(problem, count)
+        """Columns of keys; see `window_columns`."""
+
+    def pixel(self, i: Scalar) -> "OutputStrip":
+        """One of the pixels, as a strip of its own."""
+        place = (self.image, self.y, self.x0 + i, self.group)
+        return OutputStrip(self.problem, self.alu, place, self.live, 1, self.ragged)
+
+    def back(self, i: int) -> int:
+        """Pixels from the last one to pixel i; not positive."""
+        return i + 1 - self.count
+
+    def place(self, i: int) -> Vector:
+        """Index of pixel i where there is one number per pixel and group."""
+        return self._places + self.back(i) * self.problem.groups
+
+    def pair(self, i: int) -> jax.Array:
+        """Indices (N, 2) of pixel i where there are two numbers per pixel and group."""
+        return span(self._pairs, 2 * self.back(i) * self.problem.groups, 2)
+
+    def load_query(self, ref: Any, i: int) -> list[Vector]:
+        """The query of pixel i; beyond the image one that is far from all keys."""
+        places = self.back(i) * self.problem.groups
+        # Far on the other side than keys beyond the image are.
+        return load_depth(
+            self.alu, self.problem, self._layout, ref, self._queries, places, self.fits[i], far=-1
+        )
+
+    def store_query(self, ref: Any, i: int, parts: list[Vector]) -> None:
+        """Writes the gradient of a query."""
+        places = self.back(i) * self.problem.groups
+        store_depth(self.alu, self._layout, ref, self._queries, places, parts, self.ok[i])
+
+    def row(self, number: Any, channels: Channels) -> Row:
+        """A row of the windows."""
+        spec, problem = self.problem.spec, self.problem
+        yi = self.y * spec.stride + number * spec.dilation - spec.padding[0]
+        clamped = jnp.clip(yi, 0, problem.height - 1)
+        end = (self.image * problem.height + clamped) * problem.width
+        end += self.x0 * spec.stride + (max(self.taps) - spec.padding[1])
+        keys = depth_base(problem, Layout.depth(problem, 1), end * problem.groups + self.group)
+        return Row(keys, channels.bases(end), (yi >= 0) & (yi < problem.height))
+
+    def column_mask(self, column: int) -> Vector:
+        """Whether a column of keys lies in the image."""
+        spec = self.problem.spec
+        x = (self.x0 * spec.stride + (column - spec.padding[1])).astype(jnp.uint32)
+        return x < self.problem.width  # one comparison: negative is large
+
+    def load_key(self, ref: Any, row: Row, column: int, mask: Vector | None) -> list[Vector]:
+        """A key; one that is far from all queries where the mask is False."""
+        layout = Layout.depth(self.problem, 1)
+        places = (column - max(self.taps)) * self.problem.groups
+        return load_depth(self.alu, self.problem, layout, ref, row.keys, places, mask, far=1)
+
+    def load_value(
+        self, channels: Channels, ref: Any, row: Row, column: int, mask: Vector | None
+    ) -> list[Vector]:
+        """The lane's channels of a value, 0 where the mask is False."""
+        back = column - max(self.taps)
+        return channels.load(self.alu, ref, row.values, back, mask, exact=False)
+
+    def masked_prior(self, prior: Vector, i: int, mask: Vector | None) -> Vector:
+        """A prior that makes the weight 0 where the key or the query is none."""
+        inside = both(mask, self.fits[i])
+        if inside is None or self.problem.far or not self.problem.softmax:
+            return prior
+        return jnp.where(inside, prior, -jnp.inf)
+
+
+def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
+    """Column of keys, counted from the strip's first -> the (pixel, tap) pairs that look at it."""
+    taps: dict[int, list[tuple[int, int]]] = {}
+    for i in range(strip):
+        for dx in range(problem.spec.kernel_size[1]):
+            column = i * problem.spec.stride + dx * problem.spec.dilation
+            taps.setdefault(column, []).append((i, dx))
+    return dict(sorted(taps.items()))
+
+
+def strip_range(problem: Problem, strip: int) -> tuple[int, int]:
+    """Numbers of the first and last strip whose windows stay between the left and right border."""
+    pad, s = problem.spec.padding[1], problem.spec.stride
+    last = min(problem.out_size[1] - 1, (problem.width - 1 - pad) // s)
+    return -(-pad // (strip * s)), (last - strip + 1) // strip
+
+
+def live_lanes(lane: jax.Array, lanes: int, per_program: int) -> Vector | None:
+    """Which lanes have work; None if all of every program do."""
+    return None if lanes % per_program == 0 else lane < lanes
