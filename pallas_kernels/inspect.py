@@ -46,6 +46,7 @@ class Report:
       rows: trips of the loop over window rows, on average.
       taps: (pixel, tap) pairs of one lane.
       free: share of programs without a left or right border.
+      others: machine code of the kernels that XLA adds around it, by name.
     """
 
     kernel: Kernel
@@ -54,6 +55,7 @@ class Report:
     rows: float
     taps: float
     free: float
+    others: dict[str, Code]
 
     @property
     def paths(self) -> list[float]:
@@ -85,6 +87,11 @@ class Report:
                 for name in ("shared", "barrier", "spill", "atomic")
                 if loop.innermost and name in classes
             ]
+        found += [
+            f"atomics in {name}, so runs would not repeat bit for bit"
+            for name, code in {self.kernel.name: self.code, **self.others}.items()
+            if "atomic" in code.classes()
+        ]
         return found
 
 
@@ -101,6 +108,7 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
     problem, tile, function, avals = program(shape, dtype, name, tile)
     kernels = gpu_compile.kernels(gpu, function, *avals)
     [kernel] = [x for x in kernels if x.name.startswith("local_relation")]
+    others = {x.name: Code(x.sass) for x in kernels if x is not kernel}
     (kh, kw), s = problem.spec.kernel_size, problem.spec.stride
     rows, taps = float(kh), float(tile.strip * kh * kw)
     if name == "key" and s > 1:
@@ -109,7 +117,8 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
         if problem.height % s == 0:  # the kernel sorts rows by what looks at them
             rows = sum((reach - offset) // s + 1 for offset in range(s)) / s
         taps /= s * s
-    return Report(kernel, tile, Code(kernel.sass), rows, taps, free_share(problem, tile, name))
+    share = free_share(problem, tile, name)
+    return Report(kernel, tile, Code(kernel.sass), rows, taps, share, others)
 
 
 def free_share(problem: Problem, tile: Tile, name: str) -> float:

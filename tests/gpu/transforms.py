@@ -1,0 +1,96 @@
+"""vmap, pmap and shard_map over the compiled GPU kernels, executed on a CPU.
+
+    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.gpu.transforms [--route=plugin]
+
+As `tests.gpu.emulate`: forward and all gradients against the reference, for two images or stacks of
+them on two devices. Exit code 1 on a difference.
+"""
+
+import argparse
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+from pallas_kernels import gpu_compile
+
+gpu_compile.prepare()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 2)
+
+from pallas_kernels import gpu_backward, gpu_forward  # noqa: E402
+from pallas_kernels.comparison import reference_results  # noqa: E402
+from pallas_kernels.platform_switch import by_platform, vary_alike  # noqa: E402
+from pallas_kernels.shapes import SHAPES, make_cotangent, make_inputs  # noqa: E402
+from pallas_kernels.tiling import Tile  # noqa: E402
+from tests.gpu.emulate import skipped  # noqa: E402
+
+SHAPE = dataclasses.replace(SHAPES["odd/fewer_channels_than_group"], batch=2)
+TILE = Tile(2, 1)
+TOLERANCE = 1e-5  # sums of at most 60 products of normal numbers in float32
+
+
+def kernels(*arrays: jax.Array) -> tuple[Any, ...]:
+    """All five results for query, key, value, prior and the gradient of the output."""
+    *inputs, d_out = arrays
+    out, normalizer = gpu_forward.forward(SHAPE.spec, *inputs, tile=TILE)
+    tiles = (dataclasses.replace(TILE, turns=2), TILE)
+    return out, *gpu_backward.backward(SHAPE.spec, *inputs, out, normalizer, d_out, tiles=tiles)
+
+
+def on_two_devices(*arrays: jax.Array) -> tuple[Any, ...]:
+    """As `kernels` on half of the batch each, as the public operator wraps them."""
+    *gradients, d_prior = by_platform(kernels)(*vary_alike(*arrays))
+    return *gradients, jax.lax.psum(d_prior, "batch")
+
+
+def wrong(name: str, got: Any, want: Any) -> bool:
+    """Prints the largest error of each result; whether one is too large."""
+    found = [float(jnp.abs(a - b).max()) for a, b in zip(got, want, strict=True)]
+    bad = not all(error <= TOLERANCE for error in found)
+    print(f"{name:32} {' '.join(f'{x:.1e}' for x in found)} {'WRONG' if bad else 'ok'}", flush=True)
+    return bad
+
+
+def main() -> int:
+    """Runs the command line; the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--arch", default="9.0")
+    parser.add_argument("--route", default="plugin", help="ptxsim's: xla, plugin, triton")
+    options = parser.parse_args()
+    reason = skipped()
+    if reason:
+        print(f"SKIPPED: {reason}")
+        return 0
+    from ptxsim import jaxrun
+
+    arrays = [*make_inputs(SHAPE), make_cotangent(SHAPE)]
+    assert arrays[3] is not None
+    stacked = [jnp.stack([x, x / 2]) for x in arrays]
+    reference = functools.partial(reference_results, SHAPE)
+    failures = 0
+    with jaxrun.emulate(arch=options.arch, route=options.route):
+        for axes in ((0, 0, 0, None, 0), (0, 0, 0, 0, 0)):
+            chosen = [s if a == 0 else x for a, s, x in zip(axes, stacked, arrays, strict=True)]
+            want = jax.vmap(lambda *x: reference(x[:4], x[4]), in_axes=axes)(*chosen)
+            got = jax.jit(jax.vmap(kernels, in_axes=axes))(*chosen)
+            failures += wrong(f"vmap, prior {'alike' if axes[3] is None else 'too'}", got, want)
+            got = jax.pmap(kernels, in_axes=axes)(*chosen)
+            failures += wrong(f"pmap, prior {'alike' if axes[3] is None else 'too'}", got, want)
+        rows, whole = jax.P("batch"), jax.P()
+        sharded = jax.shard_map(
+            on_two_devices,
+            mesh=jax.sharding.Mesh(jax.devices()[:2], "batch"),
+            in_specs=(rows, rows, rows, whole, rows),
+            out_specs=(rows, rows, rows, rows, whole),
+        )
+        got = jax.jit(sharded)(*arrays)
+        failures += wrong("shard_map", got, reference(tuple(arrays[:4]), arrays[4]))
+    return int(failures > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
