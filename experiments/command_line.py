@@ -11,8 +11,19 @@ from absl import app, flags, logging
 from experiments.config import Config, ConfigError, describe, override
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training.checkpoints import CheckpointError
+from lrnet_jax.training.divergence import DivergedError
+from lrnet_jax.training.ownership import WorkdirInUseError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
+USERS_ERRORS = (
+    BadImageError,
+    CheckpointError,
+    ConfigError,
+    DamagedDatasetError,
+    DivergedError,
+    MissingDatasetError,
+    WorkdirInUseError,
+)
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "A recipe; --config=help lists them, --config.FIELD=VALUE changes a field."
@@ -23,8 +34,8 @@ _overrides: list[tuple[str, str]] = []
 def run(main: Callable[[], None]) -> None:
     """Parses the command line, runs `main`, and turns the user's errors into one line each.
 
-    What the user can mend (`ConfigError`, `CheckpointError`, a data set that is not there) ends
-    with its message and exit code 2, without a traceback; a bug of ours keeps its traceback.
+    What the user can mend (`USERS_ERRORS`: a data set that is not there, a full disk) ends with its
+    message and exit code 2, without a traceback; a bug of ours keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> None:
@@ -37,9 +48,7 @@ def run(main: Callable[[], None]) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         try:
             main()
-        except (
-            BadImageError, ConfigError, CheckpointError, DamagedDatasetError, MissingDatasetError,
-        ) as error:  # fmt: skip
+        except USERS_ERRORS as error:
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)

@@ -1,5 +1,6 @@
 """From a checkpoint on disk to a network in memory."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -38,13 +39,16 @@ def load_checkpoint(
     Returns:
       The network on the first local device, and the checkpoint's metadata: network, variant,
       num_classes, class_names, mean and std of the images (0 to 255), image_size, step, config.
-      "skipped" lists what of the checkpoint was left out, "ema" says whether these are averages.
+      "skipped" lists what of the checkpoint was left out, "ema" says whether these are averages,
+      "damaged" has a message for each newer checkpoint of the workdir that was passed over.
 
     Raises:
       CheckpointError: there is none, it is damaged, it is not one of ours, or it has no averages.
     """
-    folder = checkpoints.find_step(path)
-    metadata = checkpoints.read_metadata(folder)
+    folder, metadata, damaged = checkpoints.find(path)
+    for message in damaged:
+        logging.warning("%s; an older one is loaded", message)
+    metadata = {**metadata, "damaged": list(damaged)}
     try:
         variant = Variant(**metadata["variant"])
         stored_classes = int(metadata["num_classes"])
