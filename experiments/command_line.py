@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from absl import app, flags, logging
 
 from experiments.config import Config, ConfigError, describe, override
-from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
+from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
+from lrnet_jax.training import processes
 from lrnet_jax.training.checkpoints import CheckpointError
 from lrnet_jax.training.divergence import DivergedError
 from lrnet_jax.training.ownership import WorkdirInUseError
+from lrnet_jax.training.processes import LostProcessError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
 USERS_ERRORS = (
@@ -21,6 +23,7 @@ USERS_ERRORS = (
     ConfigError,
     DamagedDatasetError,
     DivergedError,
+    LostProcessError,
     MissingDatasetError,
     WorkdirInUseError,
 )
@@ -49,6 +52,11 @@ def run(main: Callable[[], None]) -> None:
         try:
             main()
         except USERS_ERRORS as error:
+            if processes.are_several():
+                # Without the farewell of jax.distributed, which waits for the others: they wait
+                # for this one, and notice at once that it is gone.
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(USAGE_ERROR)
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command_line, results
+from experiments import command_line, launch, results
 from experiments import config as configs
 from experiments.assemble import assemble, check_devices, count
 from experiments.bad_step import bad_step
@@ -31,13 +31,13 @@ from experiments.inputs import eval_batches, open_data
 from experiments.results import describe_result, finished, say_final
 from experiments.workdir import is_new, own_workdir, same_run
 from lrnet_jax.data.prefetch import prefetch
-from lrnet_jax.training import checkpoints, steps
+from lrnet_jax.training import checkpoints, processes, steps
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
-from lrnet_jax.training.divergence import fault
+from lrnet_jax.training.divergence import DivergedError, fault
 from lrnet_jax.training.evaluation import evaluate
 from lrnet_jax.training.progress import Progress
-from lrnet_jax.training.reporting import Reporter, duration
+from lrnet_jax.training.reporting import Reporter, Silence, duration
 from lrnet_jax.training.stopping import StopRequest
 
 _WORKDIR = flags.DEFINE_string(
@@ -51,8 +51,9 @@ def main() -> None:
         command_line.print_help()
         return
     config = command_line.chosen_config()
+    launch.join()
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.recipe}")
-    if train(config, workdir) is None:
+    if train(config, workdir) is None and processes.is_first():
         command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
         print(f"to go on: {command}", flush=True)
 
@@ -75,8 +76,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     # ---- what was asked for, checked before anything is written
     check_devices(config)
     dataset = open_data(config)
-    is_new(config, workdir)
-    if (result := finished(workdir)) is not None:
+    first = processes.is_first()  # reads and writes for all processes
+    if first:
+        is_new(config, workdir)
+    if (result := processes.tell(finished(workdir) if first else None)) is not None:
         print(f"{workdir} is finished; delete it to train again")
         say_final(workdir, result)
         return result
@@ -85,39 +88,53 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
 
     with contextlib.ExitStack() as closing:  # however it ends, saves in flight are finished
         # ---- what there is already
+        closing.enter_context(processes.explain_losses())
         stop = closing.enter_context(StopRequest())
-        new = closing.enter_context(own_workdir(config, workdir))
-        saver = closing.enter_context(
-            CheckpointSaver(
-                workdir, newest=config.train.keep_checkpoints, every=config.train.keep_every
+        agreement = processes.Agreement()
+        found: dict[str, Any] = {}
+        saver = None
+        if first:
+            new = closing.enter_context(own_workdir(config, workdir))
+            saver = closing.enter_context(
+                CheckpointSaver(
+                    workdir, newest=config.train.keep_checkpoints, every=config.train.keep_every
+                )
             )
-        )
-        restored = checkpoints.restore(workdir, like=state, check=same_run(run.metadata))
-        progress = Progress()
-        if restored is not None:
-            state, progress = restored.state, Progress(**restored.metadata["progress"])
+            restored = checkpoints.restore(workdir, like=state, check=same_run(run.metadata))
+            found = {"new": new, "resumed": restored is not None, "damaged": [], "progress": {}}
+            if restored is not None:
+                state = restored.state
+                found["damaged"] = list(restored.damaged)
+                found["progress"] = restored.metadata["progress"]
+        found = processes.tell(found)
+        if found["resumed"]:
+            state = steps.replicate(processes.tell_arrays(state))
+        progress = Progress(**found["progress"])
         first_step = int(jax.device_get(state.step))
 
         def evaluation(state: steps.TrainState) -> dict[str, Any] | None:
             """None where a stop was asked for meanwhile."""
-            batches = until(stop, eval_batches(dataset, config.train.eval_batch_size))
-            result = evaluate(run.eval_step, *state.evaluated, batches)
+            batches = eval_batches(dataset, config.train.eval_batch_size)
+            if processes.are_several():  # they agree on stops at steps only
+                return evaluate(run.eval_step, *state.evaluated, batches)
+            result = evaluate(run.eval_step, *state.evaluated, until(stop, batches))
             return None if stop else result
 
         # ---- the loop
-        reporter = closing.enter_context(
-            Reporter(
+        reporter: Reporter | Silence = Silence()
+        if first:
+            reporter = Reporter(
                 workdir,
                 total_steps=total_steps,
                 first_step=first_step,
                 evaluated=progress.evaluated,
             )
-        )
+        closing.enter_context(reporter)
         say = reporter.line
-        for message in restored.damaged if restored else ():
+        for message in found["damaged"]:
             say(f"{message}; set aside")
-        say(f"{'new run' if new else f'resumed at step {first_step}'} in {workdir}")
-        if new:
+        say(f"{'new run' if found['new'] else f'resumed at step {first_step}'} in {workdir}")
+        if found["new"]:
             say(f"configuration:\n{configs.describe(config)}")
         say(
             f"{config.network} ({count(state.params) / 1e6:.3f} M parameters) on {dataset.name} "
@@ -135,25 +152,34 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             for number, values in enumerate(jax.device_get(pending), start=first):
                 reporter.scalars("train", number, values)
                 if (reason := fault(values, config.train.max_loss)) is not None:
+                    if saver is None:
+                        raise DivergedError(f"step {number}: {reason}; process 0 says more")
                     saver.wait()
                     raise bad_step(workdir, config, dataset, number, reason)
             pending.clear()
 
         def save() -> None:
+            clock.saved()
+            if saver is None:
+                return
             reporter.sync()  # a step that is saved is never taken again: nor may its record be lost
             spent = spent_before + time.monotonic() - started
             record = dataclasses.replace(progress, seconds=spent).to_dict()
             saver.save(state, {**run.metadata, "progress": record}, best=progress.best_step)
-            clock.saved()
 
         batches = closing.enter_context(
             prefetch(
                 dataset.train_batches(
-                    config.train.batch_size, seed=config.seed, start_step=first_step
+                    config.train.batch_size,
+                    seed=config.seed,
+                    start_step=first_step,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
                 ),
                 steps.shard,
             )
         )
+        stopped = False
         for step in range(first_step + 1, total_steps + 1):
             # Evaluated here, after the save of the step before: a run that is stopped meanwhile
             # comes here again.
@@ -161,6 +187,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             if eval_every and done and done % eval_every == 0 and progress.evaluated < done:
                 result = evaluation(state)
                 if result is None:
+                    stopped = True
                     break
                 reporter.scalars("eval", done, result)
                 say(f"evaluation at step {done}: {describe_result(result)}")
@@ -177,29 +204,35 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             if step % config.train.log_every == 0 or step == total_steps:
                 values = jax.device_get(metrics)
                 report(step)
-                saver.check()
+                if saver is not None:
+                    saver.check()
                 reporter.progress(
                     step,
                     f"epoch {step / steps_per_epoch:.2f}  loss {values['loss']:.3f}  "
                     f"accuracy {100 * values['accuracy']:.1f} %",
                 )
-            if is_saved(config.train, step) or clock.is_due() or stop:
+            stopped, save_now = agreement.ask(bool(stop), first and clock.is_due())
+            if is_saved(config.train, step) or save_now or stopped:
                 report(step)
                 save()
-            if stop:
+            if stopped:
                 break
 
         # ---- the end: save first, then evaluate; nothing computed is lost
         step = int(jax.device_get(state.step))
         report(step)
         save()
-        saver.wait()
-        result = evaluation(state) if step == total_steps and not stop else None
+        if saver is not None:
+            saver.wait()
+        result = None if stopped else evaluation(state)
         if result is None:
-            say(f"stopped by {stop.name} after step {step} of {total_steps}, which is saved")
+            by = stop.name or "a signal to another process"
+            say(f"stopped by {by} after step {step} of {total_steps}, which is saved")
             return None
         result = {"step": total_steps, **result}
         reporter.scalars("eval", total_steps, result)
+    if not first:
+        return result
     write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
     print(f"trained in {duration(spent_before + time.monotonic() - started)}")
     say_final(workdir, result)

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoints import CheckpointError, first_line
 from lrnet_jax.training.seal import write_seal
-from lrnet_jax.training.steps import TrainState
+from lrnet_jax.training.steps import TrainState, Tree
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 REMOVED = ".removed"
@@ -63,7 +63,7 @@ class CheckpointSaver:
             if path.name.endswith((TEMPORARY, REMOVED)):
                 shutil.rmtree(path)
         self._writer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
+            _handler("model", "ema", "training"),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             multiprocessing_options=checkpoints.alone(),
         )
@@ -159,3 +159,34 @@ class CheckpointSaver:
             f"Checkpoints before it are untouched, {kept}; make room or mend the disk, then the "
             "same command goes on from there"
         )
+
+
+def write_model(folder: pathlib.Path, model: Tree, metadata: dict[str, Any]) -> None:
+    """Writes a checkpoint for inference, without the items that only training needs.
+
+    Args:
+      folder: to be made; `checkpoints.read_metadata` and `read_model` read it.
+      model: {"params": ..., "batch_stats": ...}.
+      metadata: see `checkpoints.read_metadata`.
+    """
+    with ocp.Checkpointer(
+        _handler("model"), multiprocessing_options=checkpoints.alone()
+    ) as checkpointer:
+        checkpointer.save(
+            folder.absolute(),
+            args=ocp.args.Composite(
+                model=ocp.args.StandardSave(jax.device_get(model)),
+                metadata=ocp.args.JsonSave(metadata),
+            ),
+        )
+    write_seal(folder)
+
+
+def _handler(*arrays: str) -> ocp.CompositeCheckpointHandler:
+    """Writes items of arrays, and the metadata, without waiting for other processes."""
+    alone = checkpoints.alone()
+    return ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+        **{item: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for item in arrays},
+    )

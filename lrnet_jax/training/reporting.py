@@ -121,6 +121,28 @@ class Reporter:
         self._board.close()
 
 
+class Silence:
+    """Stands for a `Reporter` in the processes of a run that leave the telling to the first."""
+
+    def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Nothing, like all the rest."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
 def duration(seconds: float) -> str:
     """A time as a person says it: 45 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
     seconds = round(seconds)

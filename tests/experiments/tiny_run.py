@@ -10,27 +10,28 @@ from experiments.recipes import RECIPES
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.reporting import METRICS
 
+TINY = {
+    "model.depths": "1",
+    "model.width": "4",
+    "model.stage_channels": "8",
+    "model.stem_channels": "4",
+    "model.kernel_size": "3",
+    "model.stem_kernel_size": "3",
+    "model.implementation": "reference",
+    "train.epochs": "0.0064",
+    "train.batch_size": "8",
+    "train.eval_batch_size": "600",  # 2,000 images: the tail is padded
+    "train.eval_every_epochs": "0",
+    "train.log_every": "3",
+    "train.checkpoint_every": "4",
+    "train.ema_decay": "0.7",
+}
+
 
 def tiny(**changes):
     """quickstart cut down to 8 steps of a network that compiles in seconds."""
     config = RECIPES["quickstart"]
-    for path, text in {
-        "model.depths": "1",
-        "model.width": "4",
-        "model.stage_channels": "8",
-        "model.stem_channels": "4",
-        "model.kernel_size": "3",
-        "model.stem_kernel_size": "3",
-        "model.implementation": "reference",
-        "train.epochs": "0.0064",
-        "train.batch_size": "8",
-        "train.eval_batch_size": "600",  # 2,000 images: the tail is padded
-        "train.eval_every_epochs": "0",
-        "train.log_every": "3",
-        "train.checkpoint_every": "4",
-        "train.ema_decay": "0.7",
-        **changes,
-    }.items():
+    for path, text in {**TINY, **changes}.items():
         config = override(config, path, text)
     return config
 
