@@ -47,15 +47,11 @@ _RAW = flags.DEFINE_boolean("raw", False, "The weights of the last step, not the
 
 def main() -> None:
     """Entry point."""
-    for flag in (_RUN, _OUT):
-        if not flag.value:
-            raise ConfigError(f"--{flag.name}=DIR is missing")
-    for line in export(
-        _RUN.value,
-        pathlib.Path(_OUT.value),
-        images=_IMAGES.value,
-        ema=False if _RAW.value else None,
-    ):
+    if not _RUN.value or not _OUT.value:
+        raise ConfigError("--run=DIR or --out=DIR is missing; give a workdir and a new folder")
+    ema = False if _RAW.value else None
+    out = pathlib.Path(_OUT.value)
+    for line in export(_RUN.value, out, images=_IMAGES.value, ema=ema):
         print(line)
 
 

@@ -41,7 +41,7 @@ def whole(tmp_path_factory, cache):
     return workdir, time.monotonic() - started
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_run_killed_again_and_again_ends_as_the_whole_one(whole, cache, tmp_path, number):
     """At random moments: before, during and after steps, saves and evaluations."""
     workdir, choice = tmp_path / "run", random.Random(int(number))
