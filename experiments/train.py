@@ -109,6 +109,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
         found = processes.tell(found)
         if found["resumed"]:
             state = steps.replicate(processes.tell_arrays(state))
+            run = run._replace(state=state)  # lets go of the initial one's memory
         progress = Progress(**found["progress"])
         first_step = int(jax.device_get(state.step))
 
@@ -231,6 +232,9 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             return None
         result = {"step": total_steps, **result}
         reporter.scalars("eval", total_steps, result)
+        progress = progress.after_evaluation(total_steps, result["top1"])
+        if progress.best_step != total_steps:
+            say(f"best evaluation: top-1 {progress.best_top1:.2f} % at step {progress.best_step}")
     if not first:
         return result
     write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")

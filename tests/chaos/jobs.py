@@ -36,8 +36,8 @@ def environment(devices, cache):
 class Job:
     """A run in a process; what it says goes to a file."""
 
-    def __init__(self, workdir, changes, *, devices, cache, arguments=()):
-        self.log = pathlib.Path(f"{workdir}.{time.monotonic_ns()}.log")
+    def __init__(self, workdir, changes, *, devices, cache, arguments=(), log=None):
+        self.log = (log or pathlib.Path(workdir).parent) / f"{time.monotonic_ns()}.log"
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
                 [*command(workdir, changes), *arguments],
