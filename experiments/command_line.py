@@ -5,6 +5,7 @@ import logging as standard_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -49,6 +50,7 @@ def run(main: Callable[[], None]) -> None:
         # Of ours: an index that takes a while, an image that had to be replaced.
         standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        sys.unraisablehook = _without_orbax
         try:
             main()
         except USERS_ERRORS as error:
@@ -60,6 +62,13 @@ def run(main: Callable[[], None]) -> None:
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _without_orbax(unraisable: Any) -> None:
+    """Leaves out what Orbax leaves where a save failed: callbacks of a loop that is closed."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def chosen_config() -> Config:

@@ -235,11 +235,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
         progress = progress.after_evaluation(total_steps, result["top1"])
         if progress.best_step != total_steps:
             say(f"best evaluation: top-1 {progress.best_top1:.2f} % at step {progress.best_step}")
-    if not first:
-        return result
-    write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
-    print(f"trained in {duration(spent_before + time.monotonic() - started)}")
-    say_final(workdir, result)
+        if first:
+            write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
+            say(f"trained in {duration(spent_before + time.monotonic() - started)}")
+            say_final(workdir, result)
     return result
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+from lrnet_jax.training.reporting import METRICS
 from tests.experiments.tiny_run import TINY
 
 TIMEOUT = 300
@@ -29,7 +30,7 @@ def environment(devices, cache):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         # Compilation is nearly all of a restart here.
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
 
 
@@ -66,6 +67,15 @@ class Job:
             time.sleep(0.02)
         self.process.kill()
         raise AssertionError(f"did not say {text!r} in {timeout} s:\n{self.said()}")
+
+    def until_steps(self, workdir, count, timeout=TIMEOUT):
+        """Waits until so many steps of the run are recorded, or the process ended."""
+        end = time.monotonic() + timeout
+        path = workdir / METRICS
+        while time.monotonic() < end and self.process.poll() is None:
+            if path.exists() and path.read_text().count('"train"') >= count:
+                return
+            time.sleep(0.01)
 
     def signal(self, number=signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError):

@@ -93,6 +93,19 @@ def test_load_checkpoint_with_another_head(tmp_path):
     assert_same(batch_stats, stored.batch_stats)
 
 
+def test_another_dtype_only_when_asked(tmp_path):
+    save(tmp_path, new_state())
+    for dtype, want in ((None, "float32"), ("bfloat16", "bfloat16")):
+        loaded, _ = lrnet_jax.load_checkpoint(tmp_path, dtype=dtype)
+        shapes = nnx.eval_shape(lambda net: net.features(jnp.zeros((1, 12, 12, 3))), loaded)
+        assert shapes["res2"].dtype == want
+        assert {leaf.dtype for leaf in jax.tree.leaves(steps.split(loaded)[1])} == {
+            jnp.dtype("float32")
+        }
+    with pytest.raises(CheckpointError, match="cannot build: dtype must be one of"):
+        lrnet_jax.load_checkpoint(tmp_path, dtype="float64")
+
+
 def test_averages_are_loaded_where_the_run_kept_them(tmp_path):
     state = new_state(ema=True)
     save(tmp_path / "ema", state)
