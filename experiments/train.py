@@ -237,7 +237,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             say(f"best evaluation: top-1 {progress.best_top1:.2f} % at step {progress.best_step}")
         if first:
             write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
-            say(f"trained in {duration(spent_before + time.monotonic() - started)}")
+            print(f"trained in {duration(spent_before + time.monotonic() - started)}")
             say_final(workdir, result)
     return result
 
