@@ -10,7 +10,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments.config import Config, ConfigError, describe, override
-from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
+from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training import processes
 from lrnet_jax.training.checkpoints import CheckpointError
 from lrnet_jax.training.divergence import DivergedError
@@ -45,8 +45,9 @@ def run(main: Callable[[], None]) -> None:
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
-        # Orbax and others tell of their own affairs at the level of warnings.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax and others tell of their own affairs as warnings, and print with a traceback what
+        # they raise again later.
+        logging.set_verbosity(logging.FATAL)
         # Of ours: an index that takes a while, an image that had to be replaced.
         standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
