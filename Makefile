@@ -6,7 +6,7 @@ JOBS   ?= 2
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 
-.PHONY: help env quickstart test test-slow test-prepare emulate lint format lock clean
+.PHONY: help env quickstart test test-slow test-prepare emulate chaos lint format lock clean
 
 help:
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow    the long random sweeps, which CI runs once"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
+	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
 	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
@@ -55,6 +56,10 @@ $(VENV)-prepare/.installed: requirements.lock pyproject.toml
 	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[prepare]'
 	@touch $@
+
+CHAOS_KILLS ?= 20
+chaos: $(READY)
+	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/chaos tests/lrnet_jax/training/test_damage.py tests/experiments/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -5,14 +5,29 @@ import logging as standard_logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
 from experiments.config import Config, ConfigError, describe, override
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
+from lrnet_jax.training import processes
 from lrnet_jax.training.checkpoints import CheckpointError
+from lrnet_jax.training.divergence import DivergedError
+from lrnet_jax.training.ownership import WorkdirInUseError
+from lrnet_jax.training.processes import LostProcessError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
+USERS_ERRORS = (
+    BadImageError,
+    CheckpointError,
+    ConfigError,
+    DamagedDatasetError,
+    DivergedError,
+    LostProcessError,
+    MissingDatasetError,
+    WorkdirInUseError,
+)
 
 _CONFIG = flags.DEFINE_string(
     "config", None, "A recipe; --config=help lists them, --config.FIELD=VALUE changes a field."
@@ -23,26 +38,38 @@ _overrides: list[tuple[str, str]] = []
 def run(main: Callable[[], None]) -> None:
     """Parses the command line, runs `main`, and turns the user's errors into one line each.
 
-    What the user can mend (`ConfigError`, `CheckpointError`, a data set that is not there) ends
-    with its message and exit code 2, without a traceback; a bug of ours keeps its traceback.
+    What the user can mend (`USERS_ERRORS`: a data set that is not there, a full disk) ends with its
+    message and exit code 2, without a traceback; a bug of ours keeps its traceback.
     """
 
     def guarded(argv: Sequence[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
-        # Orbax and others tell of their own affairs at the level of warnings.
-        logging.set_verbosity(logging.ERROR)
+        # Orbax and others tell of their own affairs as warnings, and print with a traceback what
+        # they raise again later.
+        logging.set_verbosity(logging.FATAL)
         # Of ours: an index that takes a while, an image that had to be replaced.
         standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        sys.unraisablehook = _without_orbax
         try:
             main()
-        except (
-            BadImageError, ConfigError, CheckpointError, DamagedDatasetError, MissingDatasetError,
-        ) as error:  # fmt: skip
+        except USERS_ERRORS as error:
+            if processes.are_several():
+                # Without the farewell of jax.distributed, which waits for the others: they wait
+                # for this one, and notice at once that it is gone.
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(USAGE_ERROR)
             _fail(str(error))
 
     app.run(guarded, flags_parser=_parse)
+
+
+def _without_orbax(unraisable: Any) -> None:
+    """Leaves out what Orbax leaves where a save failed: callbacks of a loop that is closed."""
+    error = unraisable.exc_value
+    if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+        sys.__unraisablehook__(unraisable)
 
 
 def chosen_config() -> Config:

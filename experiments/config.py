@@ -19,6 +19,20 @@ import lrnet_jax
 from lrnet_jax.training.optimizer import Decay
 
 FILE = "config.json"
+# Fields that change nothing of what a run computes, or its rounding: it may go on with others.
+FREE = frozenset(
+    {
+        "data.data_dir",
+        "data.workers",
+        "train.accumulate",
+        "train.log_every",
+        "train.max_loss",
+        "train.checkpoint_every",
+        "train.checkpoint_minutes",
+        "train.keep_checkpoints",
+        "train.keep_every",
+    }
+)
 
 
 class ConfigError(ValueError):
@@ -114,6 +128,9 @@ class Train:
     Attributes:
       batch_size: images per step over all devices.
       eval_batch_size: images per evaluation step over all devices.
+      accumulate: parts into which each device cuts its share of a batch, one in memory at a time.
+      max_loss: a step with a larger loss ends the run, as one with a loss that is not finite does;
+        none for any.
       epochs: length of training.
       eval_every_epochs: evaluations during training, besides the one at the end; 0 for none.
       sync_batch_norm: statistics over the batch of all devices, instead of each device's (or of
@@ -123,23 +140,31 @@ class Train:
       log_every: steps between fetches of the metrics from the device. Every step is logged; the
         device is asked for the numbers once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.
-      keep_checkpoints: how many to keep, the newest.
+      checkpoint_minutes: a checkpoint is also written when the last one is so old; 0 for never.
+      keep_checkpoints: how many to keep, the newest. The one with the best evaluation is kept too.
+      keep_every: checkpoints of steps that are a multiple of it are written and kept for good;
+        none for no such.
     """
 
     batch_size: int = 1024
     eval_batch_size: int = 1024
+    accumulate: int = 1
+    max_loss: float | None = 1000.0
     epochs: float = 110.0
     eval_every_epochs: float = 5.0
     sync_batch_norm: bool = False
     ema_decay: float = 0.0
     log_every: int = 50
     checkpoint_every: int = 1000
+    checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 3
+    keep_every: int | None = None
 
     def __post_init__(self) -> None:
         for name in (
             "batch_size",
             "eval_batch_size",
+            "accumulate",
             "log_every",
             "checkpoint_every",
             "keep_checkpoints",
@@ -147,6 +172,17 @@ class Train:
             _at_least(f"train.{name}", getattr(self, name), 1)
         _at_least("train.eval_every_epochs", self.eval_every_epochs, 0)
         _at_least_0_below_1("train.ema_decay", self.ema_decay)
+        _at_least("train.checkpoint_minutes", self.checkpoint_minutes, 0)
+        if self.max_loss is not None and not self.max_loss > 0:
+            raise ConfigError(f"train.max_loss must be more than 0, got {self.max_loss}")
+        if self.sync_batch_norm and self.accumulate > 1:
+            raise ConfigError(
+                f"train.sync_batch_norm takes statistics over a whole batch, which "
+                f"train.accumulate {self.accumulate} never holds at once; use "
+                "--config.model.batch_norm_images=64 instead of it"
+            )
+        if self.keep_every is not None:
+            _at_least("train.keep_every", self.keep_every, 1)
         if not self.epochs > 0:
             raise ConfigError(f"train.epochs must be more than 0, got {self.epochs}")
 
@@ -357,12 +393,12 @@ def load(path: pathlib.Path) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """The fields in which two configurations differ, as "a.b: old -> new"."""
+    """The fields in which what two configurations compute differs, as "a.b: old -> new"."""
     flat_old, flat_new = flatten(old), flatten(new)
     return [
         f"{path}: {flat_old[path]} -> {flat_new[path]}"
         for path in flat_new
-        if flat_old[path] != flat_new[path]
+        if flat_old[path] != flat_new[path] and path not in FREE
     ]
 
 

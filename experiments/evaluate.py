@@ -8,6 +8,7 @@ as the training run had, the numbers are the training run's own, bit for bit.
 
 import dataclasses
 import json
+import sys
 from typing import Any
 
 import jax
@@ -18,12 +19,12 @@ from experiments import command_line
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.inputs import eval_batches, make_normalize, open_data
-from experiments.train import describe_result
+from experiments.results import describe_result
 from lrnet_jax.training import steps
 from lrnet_jax.training.evaluation import evaluate
 
 _CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A workdir (its newest checkpoint), or one step of it."
+    "checkpoint", None, "A workdir (its newest good checkpoint), or one step of it."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Where prepared data sets lie here; the run's own place by default."
@@ -71,6 +72,8 @@ def evaluate_checkpoint(
       MissingDatasetError: the data set is not on this machine.
     """
     model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
+    for message in metadata["damaged"]:
+        print(f"{message}; step {metadata['step']} is evaluated", file=sys.stderr)
     config = configs.from_dict(metadata["config"])
     if data_dir is not None:
         config = dataclasses.replace(

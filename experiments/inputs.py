@@ -63,6 +63,8 @@ def make_mix(
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """The evaluation split as the evaluation step takes it."""
-    for batch in dataset.eval_batches(batch_size):
+    """The evaluation split, the share of this process, as the evaluation step takes it."""
+    for batch in dataset.eval_batches(
+        batch_size, process_index=jax.process_index(), process_count=jax.process_count()
+    ):
         yield {name: batch[name] for name in ("image", "label", "mask")}

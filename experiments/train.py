@@ -3,36 +3,42 @@
     python -m experiments.train --config=lrnet50 --workdir=runs/lrnet50
     python -m experiments.train --config=quickstart --config.train.epochs=3
 
-The same command goes on from the last checkpoint. Ends with an evaluation of the whole split.
+The same command goes on from the newest good checkpoint. SIGTERM and SIGINT save at the end of the
+step and end with exit code 0. Ends with an evaluation of the whole split.
 
 Read top to bottom: configuration, data, network, state, loop, end.
 """
 
 import contextlib
+import dataclasses
 import json
-import os
 import pathlib
+import shlex
+import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
-from flax import nnx
 
-import lrnet_jax
-from experiments import command_line
+from experiments import command_line, launch, results
 from experiments import config as configs
-from experiments.config import Config, ConfigError
-from experiments.inputs import eval_batches, make_augment, make_mix, make_normalize, open_data
-from lrnet_jax.data.dataset import Dataset
+from experiments.assemble import assemble, check_devices, count
+from experiments.bad_step import bad_step
+from experiments.config import Config
+from experiments.inputs import eval_batches, open_data
+from experiments.results import describe_result, finished, say_final
+from experiments.workdir import is_new, own_workdir, same_run
 from lrnet_jax.data.prefetch import prefetch
-from lrnet_jax.training import checkpoints, steps
+from lrnet_jax.training import checkpoints, processes, steps
+from lrnet_jax.training.atomic import write_atomically
+from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+from lrnet_jax.training.divergence import DivergedError, fault
 from lrnet_jax.training.evaluation import evaluate
-from lrnet_jax.training.optimizer import learning_rate_schedule, sgd
-from lrnet_jax.training.reporting import Reporter, duration
-
-RESULT = "result.json"
+from lrnet_jax.training.progress import Progress
+from lrnet_jax.training.reporting import Reporter, Silence, duration
+from lrnet_jax.training.stopping import StopRequest
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where the run is kept; runs/NAME of the recipe by default."
@@ -45,253 +51,226 @@ def main() -> None:
         command_line.print_help()
         return
     config = command_line.chosen_config()
+    launch.join()
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.recipe}")
-    train(config, workdir)
+    if train(config, workdir) is None and processes.is_first():
+        command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+        print(f"to go on: {command}", flush=True)
 
 
-def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
-    """Runs a configuration in a workdir, from its last checkpoint if it has one.
+def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Runs a configuration in a workdir, from its newest good checkpoint if it has one.
 
     Returns:
-      The result: top1, top5 (percent), loss, count of the evaluation split, and step.
+      The result: top1, top5 (percent), loss, count of the evaluation split, and step. None if a
+      signal stopped it; all is saved then.
 
     Raises:
       ConfigError: it cannot run here as configured, or the workdir is another run's.
+      WorkdirInUseError: another process runs there.
+      CheckpointError: no checkpoint is good, or one cannot be written.
+      DivergedError: a step went wrong; no checkpoint was written since.
     """
     started = time.monotonic()
 
     # ---- what was asked for, checked before anything is written
     check_devices(config)
     dataset = open_data(config)
-    new = claim_workdir(config, workdir, dry_run=True)
-    if (workdir / RESULT).exists():
-        result = json.loads((workdir / RESULT).read_text())
+    first = processes.is_first()  # reads and writes for all processes
+    if first:
+        is_new(config, workdir)
+    if (result := processes.tell(finished(workdir) if first else None)) is not None:
         print(f"{workdir} is finished; delete it to train again")
         say_final(workdir, result)
         return result
-    steps_per_epoch = dataset.num_train / config.train.batch_size
-    total_steps = round(config.train.epochs * steps_per_epoch)
-    if total_steps < 1:
-        raise ConfigError(
-            f"train.epochs {config.train.epochs} is less than one step of "
-            f"train.batch_size {config.train.batch_size}"
-        )
-
-    # ---- network, optimiser, state
-    model = lrnet_jax.create_from_variant(
-        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed)
-    )
-    functional, params, batch_stats = steps.split(model)
-    schedule = learning_rate_schedule(
-        config.optim.learning_rate,
-        total_steps=total_steps,
-        warmup_steps=round(config.optim.warmup_epochs * steps_per_epoch),
-        decay=config.optim.decay,
-        boundaries=[round(epoch * steps_per_epoch) for epoch in config.optim.boundaries],
-        decay_factor=config.optim.decay_factor,
-    )
-    optimizer = sgd(
-        schedule,
-        momentum=config.optim.momentum,
-        nesterov=config.optim.nesterov,
-        weight_decay=config.optim.weight_decay,
-    )
-    state = steps.replicate(
-        steps.init_state(
-            params, batch_stats, optimizer, config.seed, ema=config.train.ema_decay > 0
-        )
-    )
+    run = assemble(config, dataset)
+    total_steps, steps_per_epoch, state = run.total_steps, run.steps_per_epoch, run.state
 
     with contextlib.ExitStack() as closing:  # however it ends, saves in flight are finished
         # ---- what there is already
-        claim_workdir(config, workdir)
-        manager = closing.enter_context(
-            checkpoints.open_manager(workdir, keep=config.train.keep_checkpoints)
-        )
-        state = checkpoints.restore(manager, like=state) or state
+        closing.enter_context(processes.explain_losses())
+        stop = closing.enter_context(StopRequest())
+        agreement = processes.Agreement()
+        found: dict[str, Any] = {}
+        saver = None
+        if first:
+            new = closing.enter_context(own_workdir(config, workdir))
+            saver = closing.enter_context(
+                CheckpointSaver(
+                    workdir, newest=config.train.keep_checkpoints, every=config.train.keep_every
+                )
+            )
+            restored = checkpoints.restore(workdir, like=state, check=same_run(run.metadata))
+            found = {"new": new, "resumed": restored is not None, "damaged": [], "progress": {}}
+            if restored is not None:
+                state = restored.state
+                found["damaged"] = list(restored.damaged)
+                found["progress"] = restored.metadata["progress"]
+        found = processes.tell(found)
+        if found["resumed"]:
+            state = steps.replicate(processes.tell_arrays(state))
+            run = run._replace(state=state)  # lets go of the initial one's memory
+        progress = Progress(**found["progress"])
         first_step = int(jax.device_get(state.step))
-        metadata = describe_network(config, dataset)
 
-        # ---- the two compiled functions
-        train_step = steps.parallel(
-            steps.train_step(
-                functional,
-                optimizer,
-                schedule,
-                augment=make_augment(config, dataset),
-                mix=make_mix(config),
-                label_smoothing=config.optim.label_smoothing,
-                ema_decay=config.train.ema_decay,
-            ),
-            donate=True,
-        )
-        eval_step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
-
-        def evaluation(state: steps.TrainState) -> dict[str, Any]:
+        def evaluation(state: steps.TrainState) -> dict[str, Any] | None:
+            """None where a stop was asked for meanwhile."""
             batches = eval_batches(dataset, config.train.eval_batch_size)
-            return evaluate(eval_step, *state.evaluated, batches)
+            if processes.are_several():  # they agree on stops at steps only
+                return evaluate(run.eval_step, *state.evaluated, batches)
+            result = evaluate(run.eval_step, *state.evaluated, until(stop, batches))
+            return None if stop else result
 
         # ---- the loop
-        reporter = closing.enter_context(
-            Reporter(workdir, total_steps=total_steps, first_step=first_step)
-        )
+        reporter: Reporter | Silence = Silence()
+        if first:
+            reporter = Reporter(
+                workdir,
+                total_steps=total_steps,
+                first_step=first_step,
+                evaluated=progress.evaluated,
+            )
+        closing.enter_context(reporter)
         say = reporter.line
-        say(f"{'new run' if new else f'resumed at step {first_step}'} in {workdir}")
-        if new:
+        for message in found["damaged"]:
+            say(f"{message}; set aside")
+        say(f"{'new run' if found['new'] else f'resumed at step {first_step}'} in {workdir}")
+        if found["new"]:
             say(f"configuration:\n{configs.describe(config)}")
         say(
-            f"{config.network} ({count(params) / 1e6:.3f} M parameters) on {dataset.name} "
+            f"{config.network} ({count(state.params) / 1e6:.3f} M parameters) on {dataset.name} "
             f"({dataset.num_train} + {dataset.num_eval} images), {total_steps} steps of "
             f"{config.train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
         )
         eval_every = round(config.train.eval_every_epochs * steps_per_epoch)
+        clock = SaveClock(config.train.checkpoint_minutes)
+        spent_before = progress.seconds
         pending: list[Any] = []  # metrics still on the device
+
+        def report(step: int) -> None:
+            """Fetches, records and judges the metrics of all steps up to this one."""
+            first = step - len(pending) + 1
+            for number, values in enumerate(jax.device_get(pending), start=first):
+                reporter.scalars("train", number, values)
+                if (reason := fault(values, config.train.max_loss)) is not None:
+                    if saver is None:
+                        raise DivergedError(f"step {number}: {reason}; process 0 says more")
+                    saver.wait()
+                    raise bad_step(workdir, config, dataset, number, reason)
+            pending.clear()
+
+        def save() -> None:
+            clock.saved()
+            if saver is None:
+                return
+            reporter.sync()  # a step that is saved is never taken again: nor may its record be lost
+            spent = spent_before + time.monotonic() - started
+            record = dataclasses.replace(progress, seconds=spent).to_dict()
+            saver.save(state, {**run.metadata, "progress": record}, best=progress.best_step)
+
         batches = closing.enter_context(
             prefetch(
                 dataset.train_batches(
-                    config.train.batch_size, seed=config.seed, start_step=first_step
+                    config.train.batch_size,
+                    seed=config.seed,
+                    start_step=first_step,
+                    process_index=jax.process_index(),
+                    process_count=jax.process_count(),
                 ),
                 steps.shard,
             )
         )
+        stopped = False
         for step in range(first_step + 1, total_steps + 1):
+            # Evaluated here, after the save of the step before: a run that is stopped meanwhile
+            # comes here again.
+            done = step - 1
+            if eval_every and done and done % eval_every == 0 and progress.evaluated < done:
+                result = evaluation(state)
+                if result is None:
+                    stopped = True
+                    break
+                reporter.scalars("eval", done, result)
+                say(f"evaluation at step {done}: {describe_result(result)}")
+                progress = progress.after_evaluation(done, result["top1"])
+                if progress.best_step == done:
+                    save()
             batch = next(batches)
             with jax.transfer_guard("disallow"):  # a hidden copy a step would stall the device
-                state, metrics = train_step(state, batch)
+                state, metrics = run.train_step(state, batch)
             pending.append(metrics)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 say(f"first step after {duration(time.monotonic() - started)}, compilation in it")
             if step % config.train.log_every == 0 or step == total_steps:
-                for offset, values in enumerate(jax.device_get(pending)):
-                    reporter.scalars("train", step - len(pending) + 1 + offset, values)
-                pending.clear()
-                epoch = step / steps_per_epoch
+                values = jax.device_get(metrics)
+                report(step)
+                if saver is not None:
+                    saver.check()
                 reporter.progress(
                     step,
-                    f"epoch {epoch:.2f}  loss {values['loss']:.3f}  "
+                    f"epoch {step / steps_per_epoch:.2f}  loss {values['loss']:.3f}  "
                     f"accuracy {100 * values['accuracy']:.1f} %",
                 )
-            if step % config.train.checkpoint_every == 0 and step != total_steps:
-                checkpoints.save(manager, state, metadata)
-            if eval_every and step % eval_every == 0 and step != total_steps:
-                result = evaluation(state)
-                reporter.scalars("eval", step, result)
-                say(f"evaluation at step {step}: {describe_result(result)}")
+            stopped, save_now = agreement.ask(bool(stop), first and clock.is_due())
+            if is_saved(config.train, step) or save_now or stopped:
+                report(step)
+                save()
+            if stopped:
+                break
 
         # ---- the end: save first, then evaluate; nothing computed is lost
-        checkpoints.save(manager, state, metadata)
-        manager.wait_until_finished()
-        result = {"step": total_steps, **evaluation(state)}
+        step = int(jax.device_get(state.step))
+        report(step)
+        save()
+        if saver is not None:
+            saver.wait()
+        result = None if stopped else evaluation(state)
+        if result is None:
+            by = stop.name or "a signal to another process"
+            say(f"stopped by {by} after step {step} of {total_steps}, which is saved")
+            return None
+        result = {"step": total_steps, **result}
         reporter.scalars("eval", total_steps, result)
-    write_atomically(workdir / RESULT, json.dumps(result, indent=2) + "\n")
-    print(f"trained in {duration(time.monotonic() - started)}")
-    say_final(workdir, result)
+        progress = progress.after_evaluation(total_steps, result["top1"])
+        if progress.best_step != total_steps:
+            say(f"best evaluation: top-1 {progress.best_top1:.2f} % at step {progress.best_step}")
+        if first:
+            write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
+            print(f"trained in {duration(spent_before + time.monotonic() - started)}")
+            say_final(workdir, result)
     return result
 
 
-def check_devices(config: Config) -> None:
-    """Refuses batches that the devices cannot share.
-
-    Raises:
-      ConfigError: says which batch, and the nearest that fits.
-    """
-    devices = jax.device_count()
-    for name in ("batch_size", "eval_batch_size"):
-        size = getattr(config.train, name)
-        if size % devices:
-            near = max(devices, size - size % devices)
-            raise ConfigError(
-                f"train.{name} {size} is not divisible by {devices} devices; "
-                f"use --config.train.{name}={near}"
-            )
-    if config.data.mixes and config.train.batch_size // devices % 2:
-        raise ConfigError(
-            f"{config.train.batch_size // devices} images a device (train.batch_size "
-            f"{config.train.batch_size} over {devices} devices) cannot be mixed in pairs; "
-            f"use --config.train.batch_size={config.train.batch_size + devices}, or "
-            "--config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
-        )
-    images = config.model.batch_norm_images
-    if images is not None and config.train.batch_size // devices % images:
-        raise ConfigError(
-            f"{config.train.batch_size // devices} images a device (train.batch_size "
-            f"{config.train.batch_size} over {devices} devices) are not divisible by "
-            f"model.batch_norm_images {images}; use --config.train.batch_size={images * devices}, "
-            "or another --config.model.batch_norm_images"
-        )
-
-
-def claim_workdir(config: Config, workdir: pathlib.Path, dry_run: bool = False) -> bool:
-    """Makes the workdir this run's, or checks that it is; True for a new one.
-
-    Raises:
-      ConfigError: it holds another configuration's run, or something that is no run.
-    """
-    path = workdir / configs.FILE
-    if path.exists():
-        differing = configs.differences(configs.load(path), config)
-        if differing:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration ({'; '.join(differing)}); "
-                "give another --workdir, or the same configuration to resume"
-            )
-        return False
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise ConfigError(f"{workdir} is not empty and no run of ours; give another --workdir")
-    if not dry_run:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(configs.to_dict(config), indent=2) + "\n")
-        except OSError as error:
-            raise ConfigError(f"cannot write to --workdir={workdir}: {error}") from error
-    return True
-
-
-def describe_network(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to build the network and evaluate it."""
-    record = configs.to_dict(config)
-    return {
-        "network": config.network,
-        "variant": record["model"],
-        "num_classes": dataset.num_classes,
-        "class_names": dataset.class_names,
-        "mean": dataset.mean,
-        "std": dataset.std,
-        "image_size": dataset.image_size,
-        "config": record,
-        "versions": {"lrnet_jax": lrnet_jax.__version__, "jax": jax.__version__},
-    }
-
-
-def describe_result(result: dict[str, Any]) -> str:
-    """An evaluation in a line."""
-    return (
-        f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
-        f"loss {result['loss']:.4f}  on {result['count']} images"
+def is_saved(train: configs.Train, step: int) -> bool:
+    """Whether a checkpoint is due at a step, whatever the time."""
+    return step % train.checkpoint_every == 0 or bool(
+        train.keep_every and step % train.keep_every == 0
     )
 
 
-def say_final(workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    """The last lines of a run: what it reached, where it lies, what to type next."""
-    print(
-        f"final: {describe_result(result)}\n"
-        f"checkpoint: {workdir / checkpoints.FOLDER / str(result['step'])}\n"
-        f"next: python -m experiments.evaluate --checkpoint={workdir}\n"
-        f"      tensorboard --logdir={workdir}"
-    )
+class SaveClock:
+    """Says when the last save is so many minutes ago. Wall-clock jumps do not touch it."""
+
+    def __init__(self, minutes: float) -> None:
+        self._seconds = 60 * minutes
+        self.saved()
+
+    def saved(self) -> None:
+        """Starts anew."""
+        self._last = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Whether it is time; never with 0 minutes."""
+        return bool(self._seconds) and time.monotonic() - self._last >= self._seconds
 
 
-def count(params: Any) -> int:
-    """Number of parameters."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file that is either the old one or the new one, never half of it."""
-    spare = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    spare.write_text(text)
-    spare.replace(path)
+def until(stop: StopRequest, batches: Iterator[Any]) -> Iterator[Any]:
+    """The batches up to a request to stop, at least one."""
+    for batch in batches:
+        yield batch
+        if stop:
+            return
 
 
 if __name__ == "__main__":

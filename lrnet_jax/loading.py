@@ -1,7 +1,9 @@
 """From a checkpoint on disk to a network in memory."""
 
+import dataclasses
+import logging
 import pathlib
-from typing import Any
+from typing import Any, Literal
 
 from flax import nnx
 
@@ -20,6 +22,7 @@ def load_checkpoint(
     num_classes: int | None = None,
     *,
     ema: bool | None = None,
+    dtype: Literal["float32", "bfloat16"] | None = None,
     rngs: nnx.Rngs | None = None,
 ) -> tuple[Network, dict[str, Any]]:
     """Builds the network of a checkpoint, with its weights, in evaluation mode.
@@ -28,25 +31,31 @@ def load_checkpoint(
         model, _ = load_checkpoint("runs/lrnet50", num_classes=37)      # a fresh head
 
     Args:
-      path: a workdir (its newest checkpoint) or one step directory of it.
+      path: a workdir (its newest good checkpoint), one step directory of it, or an export.
       num_classes: None for the checkpoint's own. Another number gives a fresh head; the
         checkpoint's is left out.
       ema: True for the averaged weights, False for those of the last step; None for the averages
         where the run kept them.
+      dtype: of activations, None for the run's own. Weights are float32 always, as stored.
       rngs: of the fresh head; Rngs(0) by default.
 
     Returns:
       The network on the first local device, and the checkpoint's metadata: network, variant,
       num_classes, class_names, mean and std of the images (0 to 255), image_size, step, config.
-      "skipped" lists what of the checkpoint was left out, "ema" says whether these are averages.
+      "skipped" lists what of the checkpoint was left out, "ema" says whether these are averages,
+      "damaged" has a message for each newer checkpoint of the workdir that was passed over.
 
     Raises:
       CheckpointError: there is none, it is damaged, it is not one of ours, or it has no averages.
     """
-    folder = checkpoints.find_step(path)
-    metadata = checkpoints.read_metadata(folder)
+    folder, metadata, damaged = checkpoints.find(path)
+    for message in damaged:
+        logging.warning("%s; an older one is loaded", message)
+    metadata = {**metadata, "damaged": list(damaged)}
     try:
         variant = Variant(**metadata["variant"])
+        if dtype is not None:
+            variant = dataclasses.replace(variant, dtype=dtype)
         stored_classes = int(metadata["num_classes"])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

@@ -1,121 +1,177 @@
-"""Checkpoints on disk, through Orbax.
+"""Checkpoints on disk: what is in them, and how they are read. `checkpoint_saver.py` writes them.
 
-A step directory holds three items or four, each readable on its own:
+A step directory holds three Orbax items or four, each readable on its own, and a seal:
 
     model      {"params": ..., "batch_stats": ...}: plain nested dicts of arrays, all that
                inference needs, and nothing that needs Flax to be read
     ema        the averages of the same arrays, where the run kept them: evaluate with these
     training   optimiser state, step, random key: what a bit-exact resume needs besides
     metadata   JSON: how to build the network again, and whatever the caller adds
+    seal.json  checksums of all files (`seal.py`)
 
 Restoring always goes into a tree of shapes, dtypes and shardings that the network at hand
 prescribes. A bare restore fails on another number of devices, and Orbax casts dtypes silently.
 """
 
+import dataclasses
+import itertools
 import json
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lrnet_jax.training import seal
 from lrnet_jax.training.steps import TrainState, Tree
 
 FOLDER = "checkpoints"  # below a workdir
 MODEL, EMA = "model", "ema"  # items with the arrays of a network
+DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another network; the message says what to do."""
 
 
-def open_manager(workdir: pathlib.Path, *, keep: int) -> ocp.CheckpointManager:
-    """The checkpoints of a workdir, saved in the background, the newest `keep` kept."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint's files are not those that were saved; an older one may be whole."""
 
 
-def save(manager: ocp.CheckpointManager, state: TrainState, metadata: dict[str, Any]) -> None:
-    """Starts saving a state; returns once the arrays are copied off the devices."""
-    step = int(jax.device_get(state.step))
-    if manager.latest_step() == step:
-        return
-    averages = {} if state.ema is None else {EMA: ocp.args.StandardSave(state.ema)}
-    manager.save(
-        step,
-        args=ocp.args.Composite(
-            **averages,
-            model=ocp.args.StandardSave(_model_item(state)),
-            training=ocp.args.StandardSave(_training_item(state)),
-            metadata=ocp.args.JsonSave({**metadata, "step": step}),
-        ),
-    )
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What `restore` found.
+
+    Attributes:
+      state: of the newest good checkpoint.
+      metadata: its record.
+      damaged: a message for each newer checkpoint that was passed over.
+    """
+
+    state: TrainState
+    metadata: dict[str, Any]
+    damaged: tuple[str, ...]
 
 
-def restore(manager: ocp.CheckpointManager, like: TrainState) -> TrainState | None:
-    """The newest state of a workdir, or None if there is none yet.
+class Found(NamedTuple):
+    """What `find` found.
+
+    Attributes:
+      folder: the step directory.
+      metadata: its record.
+      damaged: a message for each newer checkpoint that was passed over.
+    """
+
+    folder: pathlib.Path
+    metadata: dict[str, Any]
+    damaged: tuple[str, ...]
+
+
+def restore(
+    workdir: pathlib.Path,
+    like: TrainState,
+    *,
+    check: Callable[[dict[str, Any]], None] = lambda metadata: None,
+    set_aside: bool = True,
+) -> Restored | None:
+    """The newest good state of a workdir, or None if it holds no checkpoint yet.
+
+    Newer checkpoints that are damaged or foreign are passed over.
 
     Args:
-      manager: from `open_manager`.
+      workdir: of the run, of which this process must be the only writer.
       like: a state of the shapes, dtypes and shardings to restore into.
+      check: raises DamagedCheckpointError for the metadata of a checkpoint that is not this run's.
+      set_aside: whether those passed over are renamed (never deleted), so that the run can write
+        its own in their place.
 
     Raises:
-      CheckpointError: it cannot be read, or belongs to another network.
+      CheckpointError: there are checkpoints and none is good, or they belong to another network.
     """
-    step = manager.latest_step()
-    if step is None:
+    parent = workdir.absolute() / FOLDER
+    found, damaged = _newest_good(parent, check)
+    if found is None:
         return None
-    folder = pathlib.Path(manager.directory) / str(step)
-    model = _restore_item(folder, "model", _abstract(_model_item(like)))
-    training = _restore_item(folder, "training", _abstract(_training_item(like)))
+    folder, metadata = found
+    model = _restore_item(folder, "model", _abstract(model_item(like)))
+    training = _restore_item(folder, "training", _abstract(training_item(like)))
     ema = None if like.ema is None else read_model(folder, like.ema, EMA)
-    return TrainState(
-        step=training["step"],
-        params=model["params"],
-        batch_stats=model["batch_stats"],
-        opt_state=training["opt_state"],
-        rng=training["rng"],
-        ema=ema,
-    )
+    for newer in steps_in(parent):
+        if set_aside and newer > metadata["step"]:
+            _set_aside(parent / str(newer))
+    return Restored(TrainState(**model, **training, ema=ema), metadata, damaged)
 
 
-def find_step(path: str | pathlib.Path) -> pathlib.Path:
-    """The step directory that a path means: itself, or the newest of a workdir.
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Steps of the checkpoints in a folder, rising; whether they are good is not asked."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+
+
+def find(path: str | pathlib.Path) -> Found:
+    """The checkpoint that a path means: itself, or the newest good one of a workdir.
 
     Raises:
-      CheckpointError: there is none.
+      CheckpointError: there is none, or none that is good.
     """
     path = pathlib.Path(path).absolute()
     if not path.is_dir():
         raise CheckpointError(f"no checkpoint: {path} is not a directory")
-    if (path / "model").is_dir():
-        return path
+    if any((path / name).exists() for name in ("model", "metadata", seal.FILE)):
+        return Found(path, read_metadata(path), ())
     folder = path / FOLDER if (path / FOLDER).is_dir() else path
-    steps = [int(child.name) for child in folder.iterdir() if child.name.isdecimal()]
-    if not steps:
+    found, damaged = _newest_good(folder)
+    if found is None:
         raise CheckpointError(
             f"no checkpoint in {path}: it holds neither a step directory nor {FOLDER}/; "
             "give the workdir of a run, or one of its checkpoints"
         )
-    return folder / str(max(steps))
+    return Found(*found, damaged)
+
+
+def _newest_good(
+    folder: pathlib.Path, check: Callable[[dict[str, Any]], None] = lambda metadata: None
+) -> tuple[tuple[pathlib.Path, dict[str, Any]] | None, tuple[str, ...]]:
+    """(directory, metadata) or None where there is nothing, and what was passed over."""
+    damaged: list[str] = []
+    for step in reversed(steps_in(folder)):
+        try:
+            metadata = read_metadata(folder / str(step))
+            check(metadata)
+        except DamagedCheckpointError as error:
+            damaged.append(str(error))
+        else:
+            return (folder / str(step), metadata), tuple(damaged)
+    if damaged:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is good, of {len(damaged)}; the newest: "
+            f"{damaged[0]}. Bring back a copy, or delete that folder to start from step 0"
+        )
+    return None, ()
 
 
 def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
-    """The metadata record of a step directory.
+    """The metadata record of a step directory, after checking all its files against the seal.
 
     Raises:
-      CheckpointError: missing, not JSON, or not a record of ours.
+      DamagedCheckpointError: they are not those that were saved, or not saved by lrnet_jax.
     """
-    path = folder / "metadata" / "metadata"
     try:
-        metadata = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {folder} has no readable metadata: {_first_line(error)}"
-        ) from error
+        seal.check_seal(folder)
+        metadata = json.loads((folder / "metadata" / "metadata").read_text())
+    except (seal.BrokenSealError, OSError, ValueError) as error:
+        raise DamagedCheckpointError(f"checkpoint {folder} is damaged: {error}") from error
     if not isinstance(metadata, dict) or "variant" not in metadata:
-        raise CheckpointError(f"checkpoint {folder} was not written by lrnet_jax: no 'variant'")
+        raise DamagedCheckpointError(
+            f"checkpoint {folder} was not written by lrnet_jax: no 'variant'"
+        )
+    if folder.name.isdecimal() and metadata.get("step") != int(folder.name):
+        raise DamagedCheckpointError(
+            f"checkpoint {folder} is of step {metadata.get('step')}; it was renamed or copied here"
+        )
     return metadata
 
 
@@ -149,12 +205,10 @@ def read_model(folder: pathlib.Path, like: Tree, item: str = MODEL) -> Tree:
 def stored_shapes(folder: pathlib.Path, item: str = "model") -> dict[str, tuple[Any, Any]]:
     """What an item of a checkpoint holds: path ("params/stem/...") to (shape, dtype)."""
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             tree = checkpointer.metadata(folder / item).item_metadata.tree
     except Exception as error:  # Orbax raises many kinds; all mean that it cannot be read
-        raise CheckpointError(
-            f"checkpoint {folder} cannot be read ({item}): {_first_line(error)}"
-        ) from error
+        raise _unreadable(folder, item, error) from error
     return {
         path: (tuple(leaf.shape), jnp.dtype(leaf.dtype)) for path, leaf in flatten(tree).items()
     }
@@ -169,11 +223,21 @@ def flatten(tree: Tree) -> dict[str, Any]:
     }
 
 
-def _model_item(state: TrainState) -> Tree:
+def alone() -> ocp.options.MultiprocessingOptions:
+    """Makes Orbax wait for no other process; every process holds the same state."""
+    process = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"p{process}"
+    )
+
+
+def model_item(state: TrainState) -> Tree:
+    """What the item "model" holds."""
     return {"params": state.params, "batch_stats": state.batch_stats}
 
 
-def _training_item(state: TrainState) -> Tree:
+def training_item(state: TrainState) -> Tree:
+    """What the item "training" holds."""
     return {"opt_state": state.opt_state, "step": state.step, "rng": state.rng}
 
 
@@ -191,13 +255,18 @@ def _restore_item(folder: pathlib.Path, item: str, abstract: Tree) -> Tree:
     if item in (MODEL, EMA):
         _check_model(folder, item, abstract)
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             return checkpointer.restore(folder / item, abstract)
     except Exception as error:  # Orbax raises many kinds; all mean that it cannot be read
-        raise CheckpointError(
-            f"checkpoint {folder} cannot be read ({item}): {_first_line(error)}; delete that "
-            "directory to go on from the one before it"
-        ) from error
+        raise _unreadable(folder, item, error) from error
+
+
+def _unreadable(folder: pathlib.Path, item: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"checkpoint {folder} cannot be read ({item}), though its files are those that were "
+        f"saved: {first_line(error)}; use the version of orbax-checkpoint that wrote it, or "
+        "delete that directory to go on from the one before it"
+    )
 
 
 def _check_model(folder: pathlib.Path, item: str, abstract: Tree) -> None:
@@ -215,6 +284,15 @@ def _check_model(folder: pathlib.Path, item: str, abstract: Tree) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """Kind and message of an error of another library, shortened to a line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"
+
+
+def _set_aside(folder: pathlib.Path) -> None:
+    for number in itertools.count(1):
+        target = folder.with_name(f"{folder.name}{DAMAGED}{number if number > 1 else ''}")
+        if not target.exists():
+            folder.rename(target)
+            return

@@ -1,14 +1,19 @@
 """What a run tells: a progress bar with ETA, a JSONL file, TensorBoard."""
 
 import json
+import os
 import pathlib
 import sys
 import time
 from typing import Any, TextIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
+
+from lrnet_jax.training.atomic import write_atomically
 
 METRICS = "metrics.jsonl"
 
@@ -26,6 +31,7 @@ class Reporter:
         *,
         total_steps: int,
         first_step: int = 0,
+        evaluated: int = 0,
         stream: TextIO | None = None,
     ) -> None:
         """Opens the files of a workdir.
@@ -36,15 +42,26 @@ class Reporter:
           first_step: where this process takes over (0, or the step resumed from). Records of
             later steps, which a stopped process wrote after its last checkpoint, are dropped from
             the JSONL file: each step stands in it once.
+          evaluated: the last evaluation that is not done again; records of later ones are dropped.
           stream: where progress is shown; standard error by default.
         """
         self._stream = stream if stream is not None else sys.stderr
         self._total, self._first = total_steps, first_step
         self._start = time.monotonic()
         self._path = workdir / METRICS
-        _keep_until(self._path, first_step)
+        _keep_until(self._path, {"train": first_step, "eval": evaluated})
         self._file = self._path.open("a")
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=first_step)
+        # Not SummaryWriter: where its thread cannot write (a full disk) it dies, and the queue to
+        # it then blocks this one for ever.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
+        # TensorBoard drops what an earlier process wrote of this step and later ones.
+        started = SessionLog(status=SessionLog.START)
+        for event in (
+            Event(step=first_step, file_version="brain.Event:2"),
+            Event(step=first_step, session_log=started),
+        ):
+            self._event(event)
         self._bar = None
         if self._stream.isatty():
             self._bar = tqdm(
@@ -58,7 +75,12 @@ class Reporter:
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()
         for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+            self._event(Event(step=step, summary=scalar(f"{kind}/{name}", value)))
+        self._board.flush()
+
+    def sync(self) -> None:
+        """Returns when the JSONL file is on the disk, whatever happens to the machine."""
+        os.fsync(self._file.fileno())
 
     def progress(self, step: int, text: str) -> None:
         """Shows where the run is. `text` is short: the figures of the moment."""
@@ -87,12 +109,38 @@ class Reporter:
     def __exit__(self, *error: object) -> None:
         self.close()
 
+    def _event(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._board.write_event(event)
+
     def close(self) -> None:
         """Flushes and closes everything."""
         if self._bar is not None:
             self._bar.close()
         self._file.close()
         self._board.close()
+
+
+class Silence:
+    """Stands for a `Reporter` in the processes of a run that leave the telling to the first."""
+
+    def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Nothing, like all the rest."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+    def progress(self, step: int, text: str) -> None:
+        """Nothing."""
+
+    def line(self, text: str) -> None:
+        """Nothing."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
 
 def duration(seconds: float) -> str:
@@ -114,7 +162,7 @@ def _plain(value: Any) -> int | float:
     raise TypeError(f"a metric must be a number, got {value!r}")
 
 
-def _keep_until(path: pathlib.Path, step: int) -> None:
+def _keep_until(path: pathlib.Path, last: dict[str, int]) -> None:
     if not path.exists():
         return
     kept = []
@@ -123,8 +171,6 @@ def _keep_until(path: pathlib.Path, step: int) -> None:
             record = json.loads(text)
         except ValueError:  # the line that a killed process was writing
             continue
-        if record["step"] <= step:
+        if record["step"] <= last[record["kind"]]:
             kept.append(text)
-    spare = path.with_suffix(".tmp")
-    spare.write_text("".join(f"{text}\n" for text in kept))
-    spare.replace(path)
+    write_atomically(path, "".join(f"{text}\n" for text in kept))

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 
 from lrnet_jax.data.mixing import Mixed, swap_pairs
+from lrnet_jax.training.accumulation import mean_over_parts
 
 AXIS = "batch"  # the axis of collectives: the devices
 
@@ -152,6 +153,7 @@ def train_step(
     mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
+    accumulate: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step of one device.
 
@@ -166,6 +168,9 @@ def train_step(
       label_smoothing: 0 in the paper's recipes.
       ema_decay: of the averages of weights and running statistics, where the state keeps them
         (see `average`); 0 in the paper's recipes, which keep none.
+      accumulate: parts into which a device cuts its share, one in memory at a time. The gradients
+        and running statistics are the means over the parts: what the whole share gives, but for
+        rounding, where statistics are taken over groups of images that a part holds whole.
 
     Returns:
       (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
@@ -184,36 +189,40 @@ def train_step(
                 "averages; give init_state ema=True exactly where ema_decay is above 0"
             )
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-        images = augment(batch["image"], batch["index"], key)
-        labels = batch["label"]
-        if mix is None:
-            share, other_labels = jnp.ones(len(labels)), labels
-        else:
-            # 2^32 - 1 is no place in a batch: no bits in common with the augmentation.
-            mix_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
-            images, share = mix(images, batch["index"], mix_key)
-            other_labels = swap_pairs(labels)
 
-        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-            logits, batch_stats = functional.apply_train(params, state.batch_stats, images)
-            classes = logits.shape[-1]
-            targets = jax.nn.one_hot(labels, classes)
-            if mix is not None:
-                others = jax.nn.one_hot(other_labels, classes)
-                targets = share[:, None] * targets + (1 - share[:, None]) * others
-            targets = optax.smooth_labels(targets, label_smoothing)
-            loss = optax.softmax_cross_entropy(logits, targets).mean()
-            return loss, (logits, batch_stats)
+        def gradients(batch: Batch) -> tuple[Tree, Tree, jax.Array, jax.Array]:
+            """Gradients, running statistics, loss and accuracy of some rows."""
+            images, labels = augment(batch["image"], batch["index"], key), batch["label"]
+            if mix is None:
+                share, other_labels = jnp.ones(len(labels)), labels
+            else:
+                # 2^32 - 1 is no place in a batch: no bits in common with the augmentation.
+                mix_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
+                images, share = mix(images, batch["index"], mix_key)
+                other_labels = swap_pairs(labels)
 
-        grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, (logits, batch_stats)), grads = grad_fn(state.params)
-        chosen = jnp.argmax(logits, -1)
-        # Of a mixed image, each label counts for its share.
-        accuracy = jnp.mean(share * (chosen == labels) + (1 - share) * (chosen == other_labels))
+            def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+                logits, batch_stats = functional.apply_train(params, state.batch_stats, images)
+                classes = logits.shape[-1]
+                targets = jax.nn.one_hot(labels, classes)
+                if mix is not None:
+                    others = jax.nn.one_hot(other_labels, classes)
+                    targets = share[:, None] * targets + (1 - share[:, None]) * others
+                targets = optax.smooth_labels(targets, label_smoothing)
+                loss = optax.softmax_cross_entropy(logits, targets).mean()
+                return loss, (logits, batch_stats)
+
+            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+            (loss, (logits, batch_stats)), grads = grad_fn(state.params)
+            chosen = jnp.argmax(logits, -1)
+            # Of a mixed image, each label counts for its share.
+            right = share * (chosen == labels) + (1 - share) * (chosen == other_labels)
+            return grads, batch_stats, loss, jnp.mean(right)
+
         # Shares are of equal size, so the mean over devices is the mean over the global batch.
         # Running statistics are averaged too: one state, whatever device is asked for it.
         grads, batch_stats, loss, accuracy = jax.lax.pmean(
-            (grads, batch_stats, loss, accuracy), AXIS
+            mean_over_parts(gradients, batch, accumulate), AXIS
         )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -10,42 +10,19 @@ import jax
 import numpy as np
 import pytest
 
+import lrnet_jax
 from experiments import config as configs
-from experiments.config import ConfigError, override
+from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint
+from experiments.export import MODULE, export, verify
 from experiments.recipes import RECIPES
-from experiments.train import RESULT, train
+from experiments.results import FILE as RESULT
+from experiments.train import train
+from lrnet_jax.data.augment import normalize
 from lrnet_jax.training import checkpoints
+from lrnet_jax.training.checkpoints import CheckpointError
 from lrnet_jax.training.reporting import METRICS
-
-
-def tiny(**changes):
-    """quickstart cut down to 8 steps of a network that compiles in seconds."""
-    config = RECIPES["quickstart"]
-    for path, text in {
-        "model.depths": "1",
-        "model.width": "4",
-        "model.stage_channels": "8",
-        "model.stem_channels": "4",
-        "model.kernel_size": "3",
-        "model.stem_kernel_size": "3",
-        "model.implementation": "reference",
-        "train.epochs": "0.0064",
-        "train.batch_size": "8",
-        "train.eval_batch_size": "600",  # 2,000 images: the tail is padded
-        "train.eval_every_epochs": "0",
-        "train.log_every": "3",
-        "train.checkpoint_every": "4",
-        "train.ema_decay": "0.7",
-        **changes,
-    }.items():
-        config = override(config, path, text)
-    return config
-
-
-def metrics(workdir, kind="train"):
-    lines = (workdir / METRICS).read_text().splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +42,7 @@ def test_a_run_leaves_what_it_should(run):
     assert result["count"] == 2000
     assert metrics(workdir, "eval") == [{"kind": "eval", **result}]
     assert configs.load(workdir / configs.FILE) == tiny()
-    assert checkpoints.find_step(workdir).name == "8"
+    assert checkpoints.find(workdir).folder.name == "8"
 
 
 def test_evaluate_reproduces_the_final_numbers_exactly(run):
@@ -96,29 +73,37 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
         patch.setattr(module, "prefetch", lambda *a: contextlib.closing(cut(*a)))
         with pytest.raises(PowerCutError):
             train(tiny(), workdir)
-    assert checkpoints.find_step(workdir).name == "4"
+    assert checkpoints.find(workdir).folder.name == "4"
     assert train(tiny(), workdir) == result
-    assert metrics(workdir) == metrics(whole)
-
-    for item in (checkpoints.MODEL, checkpoints.EMA):
-        arrays = [stored(checkpoints.find_step(folder), item) for folder in (whole, workdir)]
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), *arrays)
+    assert_same_runs(whole, workdir)
 
 
-def stored(step, item):
-    """The arrays of a step directory, whatever they are."""
-    like = {
-        path: jax.ShapeDtypeStruct(*kind)
-        for path, kind in checkpoints.stored_shapes(step, item).items()
-    }
-    nested = {}
-    for path, leaf in like.items():
-        node = nested
-        *parents, last = path.split("/")
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return checkpoints.read_model(step, nested, item)
+def test_an_export_computes_what_the_network_does(run, tmp_path):
+    """Written, read back, and both halves compared; then without our code at all."""
+    workdir, _ = run
+    out = tmp_path / "export"
+    said = "\n".join(export(workdir, out, images=3))
+    for text in ("step 8 of", "averaged weights", "lowered for cpu, cuda; not run on cuda"):
+        assert text in said
+    model, metadata = lrnet_jax.load_checkpoint(out)
+    assert model.variant.prior == "table"
+    assert (metadata["step"], metadata["num_classes"]) == (8, 10)
+    assert not (out / "training").exists()
+
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
+    module = jax.export.deserialize(bytearray((out / MODULE).read_bytes()))
+    original, _ = lrnet_jax.load_checkpoint(workdir)
+    want = original(normalize(pixels, metadata["mean"], metadata["std"]))
+    np.testing.assert_allclose(module.call(pixels), want, atol=1e-5)
+
+    with pytest.raises(ConfigError, match="exists; give another --out"):
+        export(workdir, out)
+    with pytest.raises(ConfigError, match="computes other logits than the network"):
+        verify(out, pixels, np.asarray(want) + 1)
+    file = next((out / "model" / "d").iterdir())
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="export is damaged: model/d/"):
+        lrnet_jax.load_checkpoint(out)
 
 
 def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
@@ -140,6 +125,11 @@ def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
         (
             {"train.batch_size": "12", "data.cutmix_alpha": "1"},
             "3 images a device .* cannot be mixed in pairs; use --config.train.batch_size=16",
+        ),
+        ({"train.accumulate": "4"}, "2 images a device .* by train.accumulate 4; use .*late=2"),
+        (
+            {"train.batch_size": "16", "train.accumulate": "2", "model.batch_norm_images": "4"},
+            "2 images a device and part .* use --config.train.batch_size=32",
         ),
         ({"train.epochs": "0.0001"}, "is less than one step"),
         ({"data.image_size": "0"}, "data.image_size must be at least 1, got 0"),

@@ -43,13 +43,13 @@ def batches(count, size=16):
 DECAY = 0.6
 
 
-def run(variant, device_count):
+def run(variant, device_count, accumulate=1):
     """The state after five steps, and the metrics of the last."""
-    return history(variant, device_count)[-1]
+    return history(variant, device_count, accumulate)[-1]
 
 
 @functools.cache
-def history(variant, device_count):
+def history(variant, device_count, accumulate=1):
     """The state and the metrics after each of five steps, with averages of the weights."""
     devices = jax.local_devices()[:device_count]
     model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
@@ -57,13 +57,32 @@ def history(variant, device_count):
     optimizer = sgd(lambda _: 0.05, weight_decay=1e-3)
     state = steps.init_state(params, batch_stats, optimizer, seed=3, ema=True)
     state = steps.replicate(state, devices)
-    step = steps.train_step(functional, optimizer, lambda _: 0.05, augment=prepare, ema_decay=DECAY)
+    step = steps.train_step(
+        functional,
+        optimizer,
+        lambda _: 0.05,
+        augment=prepare,
+        ema_decay=DECAY,
+        accumulate=accumulate,
+    )
     step = steps.parallel(step, donate=True, devices=devices)
     after = []
     for batch in batches(5):
         state, metrics = step(state, steps.shard(batch, devices))
         after.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state is donated
     return after
+
+
+def test_one_device_in_parts_trains_as_four():
+    """The paper's batch on one GPU: four parts of one device's share, one after the other."""
+    variant = dataclasses.replace(TINY, batch_norm_images=4)
+    parts, metrics_parts = run(variant, 1, accumulate=4)
+    four, metrics_four = run(variant, 4)
+    # As above: the same sums in another order, grown over five steps.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), parts, four)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), metrics_parts, metrics_four
+    )
 
 
 def test_averages_are_the_weighted_mean_of_all_steps():

@@ -1,0 +1,91 @@
+"""Takes the step again that ended a run, and says what in it is not finite.
+
+    python -m experiments.replay --bad_step=runs/lrnet50/bad_step/4711
+
+Goes from the last good checkpoint to the step before the bad one, on the same devices bit for bit
+as the run did, then takes it and tells which arrays were, and which became, not finite. The state
+before it lies in that folder as state/ afterwards, a checkpoint for any closer look.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import command_line
+from experiments import config as configs
+from experiments.assemble import assemble
+from experiments.config import ConfigError
+from experiments.inputs import open_data
+from experiments.workdir import same_run
+from lrnet_jax.training import checkpoints, steps
+from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+
+_BAD_STEP = flags.DEFINE_string("bad_step", None, "WORKDIR/bad_step/NUMBER, as the run said it.")
+
+
+def main() -> None:
+    """Entry point."""
+    if not _BAD_STEP.value:
+        raise ConfigError("--bad_step=DIR is missing; give the folder that the run named")
+    for line in replay(pathlib.Path(_BAD_STEP.value)):
+        print(line)
+
+
+def replay(folder: pathlib.Path) -> list[str]:
+    """Takes the bad step of a run again.
+
+    Args:
+      folder: WORKDIR/bad_step/NUMBER.
+
+    Returns:
+      Lines: the metrics of that step, and what is not finite before and after it.
+
+    Raises:
+      ConfigError: there is no bad step, or the run went on behind it.
+      CheckpointError: its checkpoint cannot be read.
+    """
+    try:
+        bad = json.loads((folder / "step.json").read_text())["step"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no bad step: step.json cannot be read") from error
+    workdir = folder.absolute().parent.parent
+    config = configs.load(workdir / configs.FILE)
+    dataset = open_data(config)
+    run = assemble(config, dataset)
+    restored = checkpoints.restore(
+        workdir, like=run.state, check=same_run(run.metadata), set_aside=False
+    )
+    state = run.state if restored is None else restored.state
+    first = int(jax.device_get(state.step))
+    if first >= bad:
+        raise ConfigError(
+            f"{workdir} went on to step {first} after its bad step {bad}; nothing to replay"
+        )
+    batches = dataset.train_batches(config.train.batch_size, seed=config.seed, start_step=first)
+    for _ in range(first, bad - 1):
+        state, _ = run.train_step(state, steps.shard(next(batches)))
+    before = not_finite(state)
+    with CheckpointSaver(folder / "state", newest=1) as saver:
+        saver.save(state, run.metadata)
+    state, metrics = run.train_step(state, steps.shard(next(batches)))
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    return [
+        f"step {bad} from the checkpoint of step {first}: {json.dumps(values)}",
+        f"not finite before it: {', '.join(before) or 'nothing'}",
+        f"not finite after it: {', '.join(not_finite(state)) or 'nothing'}",
+        f"state before it: {folder / 'state'}",
+    ]
+
+
+def not_finite(state: steps.TrainState) -> list[str]:
+    """Paths of the arrays of a state that hold a NaN or an infinity."""
+    host: dict[str, Any] = checkpoints.flatten(jax.device_get(state))
+    return [path for path, array in host.items() if not np.isfinite(array).all()]
+
+
+if __name__ == "__main__":
+    command_line.run(main)

@@ -1,0 +1,41 @@
+"""SIGTERM and SIGINT ask a run to stop; it answers at the end of a step."""
+
+import signal
+import types
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Notices SIGTERM and SIGINT while it is entered.
+
+    A second SIGINT acts as it would have (a person at the terminal insists); further SIGTERMs do
+    nothing, since schedulers repeat them and the save is under way.
+
+    Attributes:
+      name: of the signal that came, such as "SIGTERM", or None.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __bool__(self) -> bool:
+        return self.name is not None
+
+    def __enter__(self) -> "StopRequest":
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._notice)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            # None where a handler was not set from Python.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    def _notice(self, number: int, frame: types.FrameType | None) -> None:
+        del frame
+        self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[signal.SIGINT] or signal.SIG_DFL)

@@ -1,0 +1,143 @@
+"""Stopped, killed, restarted, in the way of another: a run ends as if nothing had happened."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from experiments import train as module
+from experiments.train import train
+from lrnet_jax.training import checkpoints, ownership
+from lrnet_jax.training.ownership import WorkdirInUseError
+from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
+
+EVALUATED = {"train.eval_every_epochs": "0.0024", "train.log_every": "5"}  # after steps 3 and 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Each `train` compiles anew; a cache makes the second one load what the first compiled."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)  # its default
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing happened to: (workdir, result)."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, train(tiny(**EVALUATED), workdir)
+
+
+class PowerCutError(Exception):
+    """Stands for the end of the process."""
+
+
+def before_step(monkeypatch, number, act):
+    """Calls `act` when step `number` of the next `train` asks for its batch."""
+
+    def batches(source, put):
+        for step, batch in enumerate(source, start=1):
+            if step == number:
+                act()
+            yield put(batch)
+
+    monkeypatch.setattr(module, "prefetch", lambda *a: contextlib.closing(batches(*a)))
+
+
+def cut():
+    raise PowerCutError
+
+
+def test_signals_power_cuts_and_evaluations_leave_no_trace(whole, tmp_path, monkeypatch, capsys):
+    workdir, config = tmp_path / "run", tiny(**EVALUATED)
+    with monkeypatch.context() as patch:
+        before_step(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(config, workdir) is None
+    assert checkpoints.find(workdir).folder.name == "2"
+    assert "stopped by SIGTERM after step 2 of 8, which is saved" in capsys.readouterr().err
+    assert len(metrics(workdir)) == 2
+
+    # In the middle of the evaluation after step 3, which is then done again.
+    with monkeypatch.context() as patch:
+        evaluate = module.evaluate
+        patch.setattr(
+            module, "evaluate", lambda *a: (os.kill(os.getpid(), signal.SIGINT), evaluate(*a))[1]
+        )
+        assert train(config, workdir) is None
+    assert checkpoints.find(workdir).folder.name == "3"
+    assert metrics(workdir, "eval") == []
+
+    with monkeypatch.context() as patch:
+        before_step(patch, 3, cut)  # its sixth; the checkpoint before it is of step 4
+        with pytest.raises(PowerCutError):
+            train(config, workdir)
+    assert checkpoints.find(workdir).folder.name == "4"
+    before = checkpoints.find(workdir).metadata["progress"]
+    assert before["evaluated"] == 3
+    assert before["best_step"] == 3
+
+    # Fields that change nothing of what is computed may change.
+    changed = {**EVALUATED, "train.log_every": "2", "train.keep_checkpoints": "2"}
+    assert train(tiny(**changed), workdir) == whole[1]
+    assert_same_runs(whole[0], workdir)
+    after = checkpoints.find(workdir).metadata["progress"]
+    assert after["seconds"] > before["seconds"]
+    best = max(metrics(workdir, "eval")[:2], key=lambda record: record["top1"])
+    assert (after["best_step"], after["best_top1"]) == (best["step"], best["top1"])
+    assert best["step"] in checkpoints.steps_in(workdir / checkpoints.FOLDER)
+
+
+def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
+    """The clock jumps to a save after step 3; the multiples of 5 stay; the newest is one."""
+    config = tiny(
+        **{"train.keep_every": "5", "train.keep_checkpoints": "1", "train.checkpoint_every": "100"}
+    )
+    saves = []
+    save = module.CheckpointSaver.save
+
+    def saving(self, state, *rest, **more):
+        saves.append(int(state.step))
+        save(self, state, *rest, **more)
+
+    monkeypatch.setattr(module.CheckpointSaver, "save", saving)
+    real = time.monotonic
+    jump = []
+    monkeypatch.setattr(module.time, "monotonic", lambda: real() + sum(jump))
+    # The calendar is of no account.
+    calendar = time.time
+    monkeypatch.setattr(time, "time", lambda: calendar() - 200 * sum(jump))
+    before_step(monkeypatch, 3, lambda: jump.append(601))
+    train(config, tmp_path / "run")
+    assert saves == [3, 5, 8]
+    assert checkpoints.steps_in(tmp_path / "run" / checkpoints.FOLDER) == [5, 8]
+
+
+def test_a_workdir_has_one_owner(tmp_path):
+    """Another process holds it, is named, and holds it no more once it is killed."""
+    program = (
+        "import pathlib, sys, time; from lrnet_jax.training import ownership\n"
+        "with ownership.own(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with (
+            pytest.raises(WorkdirInUseError, match=f"in use by process {other.pid} on"),
+            ownership.own(tmp_path, patience=0.2),
+        ):
+            pass
+        other.kill()
+        with ownership.own(tmp_path):
+            pass
