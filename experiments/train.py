@@ -24,7 +24,14 @@ import lrnet_jax
 from experiments import command_line
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from experiments.inputs import eval_batches, make_augment, make_mix, make_normalize, open_data
+from experiments.inputs import (
+    eval_batches,
+    make_attack,
+    make_augment,
+    make_mix,
+    make_normalize,
+    open_data,
+)
 from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.data.prefetch import prefetch
 from lrnet_jax.training import checkpoints, steps
@@ -122,6 +129,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any]:
                 mix=make_mix(config),
                 label_smoothing=config.optim.label_smoothing,
                 ema_decay=config.train.ema_decay,
+                attack=make_attack(config, dataset, functional),
             ),
             donate=True,
         )

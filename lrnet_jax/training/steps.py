@@ -152,6 +152,7 @@ def train_step(
     mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None,
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
+    attack: Callable[..., jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step of one device.
 
@@ -166,6 +167,9 @@ def train_step(
       label_smoothing: 0 in the paper's recipes.
       ema_decay: of the averages of weights and running statistics, where the state keeps them
         (see `average`); 0 in the paper's recipes, which keep none.
+      attack: (params, batch_stats, images as `augment` returns them, labels, index, key) ->
+        normalised images that mislead this network, to train on; see `training.attack`. None for
+        regular training.
 
     Returns:
       (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
@@ -186,6 +190,12 @@ def train_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         images = augment(batch["image"], batch["index"], key)
         labels = batch["label"]
+        if attack is not None:
+            # 2^32 - 2 is no place in a batch either, see below.
+            attack_key = jax.random.fold_in(key, np.uint32(2**32 - 2))
+            images = attack(
+                state.params, state.batch_stats, images, labels, batch["index"], attack_key
+            )
         if mix is None:
             share, other_labels = jnp.ones(len(labels)), labels
         else:
