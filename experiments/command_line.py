@@ -67,6 +67,11 @@ def chosen_config() -> Config:
     return config
 
 
+def overrides() -> list[tuple[str, str]]:
+    """The fields that the command line changes, as (path, text)."""
+    return list(_overrides)
+
+
 def wants_help() -> bool:
     """Whether --config=help was given."""
     return _CONFIG.value == "help"

@@ -148,12 +148,12 @@ _TABLE4 = tuple(
 
 _TABLE5 = (
     *(
-        _ablation(5, f"m{m}", f"{m} channels a group", top1, channels_per_group=m, width=width)
+        _ablation(5, f"m{m}", f"m = {m}", top1, channels_per_group=m, width=width)
         for m, width, top1 in (
             (1, 79, "75.3"), (2, 89, "75.5"), (4, 96, "75.5"), (8, 100, "75.7"), (16, 102, "75.3"),
         )
     ),
-    _ablation(5, "mC", "all channels in one group", "70.9", channels_per_group=-1, width=105),
+    _ablation(5, "mC", "m = C", "70.9", channels_per_group=-1, width=105),
 )  # fmt: skip
 
 _TABLE6 = (
