@@ -103,5 +103,5 @@ def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
 
 def test_the_command_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(module, "_RECIPES", type("Flag", (), {"value": None}))
-    with pytest.raises(ConfigError, match="--recipes=NAME,.* is missing"):
+    with pytest.raises(ConfigError, match=r"--recipes=NAME,.* is missing"):
         module.main()
