@@ -11,7 +11,7 @@ from flax import nnx
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from experiments.inputs import make_augment, make_mix, make_normalize
+from experiments.inputs import make_attack, make_augment, make_mix, make_normalize
 from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.training import steps
 from lrnet_jax.training.optimizer import learning_rate_schedule, sgd
@@ -83,6 +83,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         mix=make_mix(config),
         label_smoothing=config.optim.label_smoothing,
         ema_decay=config.train.ema_decay,
+        attack=make_attack(config, dataset, functional),
         accumulate=config.train.accumulate,
     )
     return Run(

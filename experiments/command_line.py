@@ -94,6 +94,11 @@ def chosen_config() -> Config:
     return config
 
 
+def overrides() -> list[tuple[str, str]]:
+    """The fields that the command line changes, as (path, text)."""
+    return list(_overrides)
+
+
 def wants_help() -> bool:
     """Whether --config=help was given."""
     return _CONFIG.value == "help"
@@ -104,8 +109,12 @@ def print_help() -> None:
     from experiments.recipes import RECIPES
 
     print("recipes (--config=NAME):")
+    group = None
     for name, config in RECIPES.items():
-        print(f"  {name:20s} {config.network} on {config.data.name}")
+        if name.partition("/")[1] and name.partition("/")[0] != group:
+            group = name.partition("/")[0]
+            print(f" rows of the paper's {group.replace('table', 'Table ')}:")
+        print(f"  {name:26s} {config.network} on {config.data.name}")
     example = RECIPES[_overrides[0][0]] if _overrides and _overrides[0][0] in RECIPES else None
     example = example or RECIPES["lrnet50"]
     print(f"\nfields, with the values of {example.recipe}:\n{describe(example)}")

@@ -85,6 +85,31 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Attack:
+    """Adversarial training: each step crafts its own images first (`lrnet_jax.training.attack`).
+
+    Attributes:
+      steps: of the attack; 0 for regular training.
+      epsilon: how far a pixel may be moved, in levels of 0 to 255.
+      step_size: likewise, of one step.
+      targeted: towards a random wrong class, instead of away from the label.
+      random_start: from a random point of the box, instead of from the image.
+      mixed: leave every second image of the batch as it is.
+    """
+
+    steps: int = 0
+    epsilon: float = 16.0
+    step_size: float = 1.0
+    targeted: bool = True
+    random_start: bool = True
+    mixed: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "epsilon", "step_size"):
+            _at_least(f"attack.{name}", getattr(self, name), 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Optim:
     """SGD with momentum; the defaults are the paper's (section 4.1).
 
@@ -199,6 +224,7 @@ class Config:
       data: see `Data`.
       optim: see `Optim`.
       train: see `Train`.
+      attack: see `Attack`.
     """
 
     recipe: str
@@ -208,9 +234,15 @@ class Config:
     data: Data = dataclasses.field(default_factory=Data)
     optim: Optim = dataclasses.field(default_factory=Optim)
     train: Train = dataclasses.field(default_factory=Train)
+    attack: Attack = dataclasses.field(default_factory=Attack)
 
     def __post_init__(self) -> None:
         _at_least("seed", self.seed, 0)
+        if self.attack.steps and self.data.mixes:
+            raise ConfigError(
+                f"attack.steps {self.attack.steps} attacks images of one label, and mixed images "
+                "have two; use --config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
+            )
         images, batch = self.model.batch_norm_images, self.train.batch_size
         if self.train.sync_batch_norm:
             # The variant says where its statistics come from; this switch only sets it.
@@ -236,7 +268,7 @@ def recipe(
       name: of the recipe.
       network: of the zoo.
       model: fields of `lrnet_jax.Variant`.
-      **parts: other fields of Config: seed, data, optim, train.
+      **parts: other fields of Config: seed, data, optim, train, attack.
     """
     variant = dataclasses.replace(lrnet_jax.get_variant(network), **(model or {}))
     return Config(recipe=name, network=network, model=variant, **parts)
@@ -294,6 +326,7 @@ def _homes_of(name: str) -> list[str]:
         "data": Data,
         "optim": Optim,
         "train": Train,
+        "attack": Attack,
     }
     return [
         f"{section}.{name}"
@@ -362,7 +395,13 @@ def from_dict(record: dict[str, Any]) -> Config:
     Raises:
       ConfigError: the record is not a configuration of this version.
     """
-    parts = {"model": lrnet_jax.Variant, "data": Data, "optim": Optim, "train": Train}
+    parts = {
+        "model": lrnet_jax.Variant,
+        "data": Data,
+        "optim": Optim,
+        "train": Train,
+        "attack": Attack,
+    }
     try:
         fields = {
             name: parts[name](**{key: _tuples(item) for key, item in value.items()})

@@ -4,12 +4,15 @@ import functools
 from collections.abc import Callable, Iterator
 
 import jax
+import jax.numpy as jnp
 
 from experiments.config import Config, ConfigError
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.augment import augment, normalize
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.data.mixing import Mixed, mix
+from lrnet_jax.training.attack import attack_network
+from lrnet_jax.training.steps import Functional, Tree
 
 
 def open_data(config: Config) -> Dataset:
@@ -42,8 +45,11 @@ def make_normalize(config: Config, dataset: Dataset) -> Callable[[jax.Array], ja
 def make_augment(
     config: Config, dataset: Dataset
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
-    """Images uint8, positions in the global batch, key -> augmented and normalised images."""
-    finish = make_normalize(config, dataset)
+    """Images uint8, positions in the global batch, key -> augmented and normalised images.
+
+    Those to be attacked stay uint8: `make_attack` normalises.
+    """
+    finish = (lambda images: images) if config.attack.steps else make_normalize(config, dataset)
 
     def prepare(images: jax.Array, index: jax.Array, key: jax.Array) -> jax.Array:
         return finish(augment(images, index, key, flip=config.data.flip, shift=config.data.shift))
@@ -60,6 +66,38 @@ def make_mix(
     return functools.partial(
         mix, mixup_alpha=config.data.mixup_alpha, cutmix_alpha=config.data.cutmix_alpha
     )
+
+
+def make_attack(
+    config: Config, dataset: Dataset, functional: Functional
+) -> Callable[..., jax.Array] | None:
+    """Params, batch_stats, images uint8, labels, positions, key -> attacked, normalised images.
+
+    None for regular training.
+    """
+    settings = config.attack
+    if not settings.steps:
+        return None
+    finish = make_normalize(config, dataset)
+    attack = attack_network(
+        functional, finish, targeted=settings.targeted, random_start=settings.random_start
+    )
+
+    def craft(
+        params: Tree,
+        batch_stats: Tree,
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        numbers = (settings.epsilon, settings.step_size, settings.steps)
+        attacked = attack(params, batch_stats, images, labels, index, key, *numbers)
+        if settings.mixed:
+            attacked = jnp.where((index % 2 == 0)[:, None, None, None], attacked, images)
+        return finish(attacked)
+
+    return craft
 
 
 def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:

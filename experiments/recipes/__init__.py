@@ -4,8 +4,10 @@
 """
 
 from experiments.config import Config
-from experiments.recipes import imagenet, quickstart
+from experiments.recipes import imagenet, paper_tables, quickstart
 
 RECIPES: dict[str, Config] = {
-    config.recipe: config for family in (imagenet, quickstart) for config in family.CONFIGS
+    config.recipe: config
+    for family in (imagenet, quickstart, paper_tables)
+    for config in family.CONFIGS
 }

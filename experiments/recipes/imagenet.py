@@ -28,13 +28,13 @@ _NETWORKS = (
 )  # fmt: skip
 
 _MODERN = ("lrnet26", "lrnet50", "resnet26", "resnet50")
-_MODEL = {"dtype": "bfloat16", "batch_norm_images": 64}
+MODEL = {"dtype": "bfloat16", "batch_norm_images": 64}
 
-CONFIGS: tuple[Config, ...] = tuple(recipe(name, name, model=_MODEL) for name in _NETWORKS) + tuple(
+CONFIGS: tuple[Config, ...] = tuple(recipe(name, name, model=MODEL) for name in _NETWORKS) + tuple(
     recipe(
         f"{name}_modern",
         name,
-        model=_MODEL,
+        model=MODEL,
         data=Data(mixup_alpha=0.2, cutmix_alpha=1.0),
         optim=Optim(learning_rate=0.5, weight_decay=2e-5, label_smoothing=0.1, decay="cosine"),
         train=Train(epochs=300.0, ema_decay=0.9999),

@@ -154,6 +154,7 @@ def train_step(
     label_smoothing: float = 0.0,
     ema_decay: float = 0.0,
     accumulate: int = 1,
+    attack: Callable[..., jax.Array] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds the training step of one device.
 
@@ -171,6 +172,9 @@ def train_step(
       accumulate: parts into which a device cuts its share, one in memory at a time. The gradients
         and running statistics are the means over the parts: what the whole share gives, but for
         rounding, where statistics are taken over groups of images that a part holds whole.
+      attack: (params, batch_stats, images as `augment` returns them, labels, index, key) ->
+        normalised images that mislead this network, to train on; see `training.attack`. None for
+        regular training.
 
     Returns:
       (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
@@ -193,6 +197,12 @@ def train_step(
         def gradients(batch: Batch) -> tuple[Tree, Tree, jax.Array, jax.Array]:
             """Gradients, running statistics, loss and accuracy of some rows."""
             images, labels = augment(batch["image"], batch["index"], key), batch["label"]
+            if attack is not None:
+                # 2^32 - 2 is no place in a batch either, see below.
+                attack_key = jax.random.fold_in(key, np.uint32(2**32 - 2))
+                images = attack(
+                    state.params, state.batch_stats, images, labels, batch["index"], attack_key
+                )
             if mix is None:
                 share, other_labels = jnp.ones(len(labels)), labels
             else:

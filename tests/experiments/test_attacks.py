@@ -1,0 +1,64 @@
+"""Adversarial training and evaluation under attack, end to end on a network that takes seconds."""
+
+import json
+
+import pytest
+
+from experiments import attacks
+from experiments.attacks import Budget
+from experiments.config import ConfigError, override
+from experiments.evaluate import evaluate_checkpoint
+from experiments.recipes import RECIPES
+from experiments.train import train
+
+TINY = {
+    "model.depths": "1",
+    "model.width": "4",
+    "model.stage_channels": "8",
+    "model.stem_channels": "4",
+    "model.kernel_size": "3",
+    "model.stem_kernel_size": "3",
+    "model.implementation": "reference",
+    "train.epochs": "0.0016",
+    "train.batch_size": "8",
+    "train.eval_batch_size": "600",
+    "train.eval_every_epochs": "0",
+}
+
+
+def test_an_adversarial_run_and_its_numbers(tmp_path, monkeypatch):
+    config = RECIPES["quickstart"]
+    for path, text in {**TINY, "attack.steps": "2", "attack.mixed": "true"}.items():
+        config = override(config, path, text)
+    result = train(config, tmp_path / "run")
+
+    budgets = (Budget(0.0, 1.0, 3), Budget(64.0, 16.0, 6))
+    attacked = evaluate_checkpoint(str(tmp_path / "run"), attack="untargeted", budgets=budgets)
+    none, strong = attacked.pop("attacked")
+    assert attacked == result
+    assert {name: none[name] for name in ("top1", "top5", "count")} == {
+        name: result[name] for name in ("top1", "top5", "count")
+    }
+    assert none["loss"] == pytest.approx(result["loss"], rel=1e-5)
+    assert strong["loss"] > result["loss"]
+    assert (strong["epsilon"], strong["step_size"], strong["steps"]) == (64, 16, 6)
+
+    attacks.keep(tmp_path / "run", "untargeted", {**attacked, "attacked": [none, strong]})
+    attacks.keep(tmp_path / "run", "targeted", {**attacked, "attacked": [strong]})
+    attacks.keep(tmp_path / "run", "targeted", {**attacked, "attacked": [{**strong, "top1": 1}]})
+    kept = attacks.kept(tmp_path / "run")
+    assert [(r["kind"], r["epsilon"]) for r in kept] == [
+        ("untargeted", 0.0), ("untargeted", 64.0), ("targeted", 64.0),
+    ]  # fmt: skip
+    assert kept[-1]["top1"] == 1
+    assert json.dumps(kept)
+    attacks.keep(tmp_path, "targeted", {**attacked, "attacked": [strong]})  # no workdir
+    assert attacks.kept(tmp_path) == []
+
+
+def test_mixed_images_are_not_attacked():
+    config = override(RECIPES["lrnet26"], "attack.steps", "2")
+    with pytest.raises(ConfigError, match=r"use --config\.data\.mixup_alpha=0"):
+        override(config, "data.mixup_alpha", "0.2")
+    with pytest.raises(ConfigError, match=r"attack\.epsilon must be at least 0, got -1"):
+        override(config, "attack.epsilon", "-1")

@@ -1,0 +1,107 @@
+"""Sweeps: what they start, skip, continue and say."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from experiments import config as configs
+from experiments import sweep as module
+from experiments.config import ConfigError, override
+from experiments.finished_runs import RESULT
+from experiments.recipes import RECIPES
+from experiments.sweep import Child, matching, sweep
+
+
+def test_patterns_name_recipes():
+    assert len(matching(["table3/*"])) == 23
+    assert matching(["table8/*", "lrnet50"])[:2] == ["resnet18", "lrnet18"]
+    assert matching(["quickstart", "quick*"]) == ["quickstart", "quickstart_conv"]
+    with pytest.raises(ConfigError, match="none is named 'table10/"):
+        matching(["table3/*", "table10/*"])
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Commands of runs, which finish at once; one of them fails."""
+    commands = []
+
+    def run(self, command):
+        options = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
+        commands.append(options)
+        name, workdir = options.pop("config"), pathlib.Path(options["workdir"])
+        if name == "table4/lrnet26_d8":
+            return 2
+        config = RECIPES[name]
+        for path, text in options.items():
+            if path.startswith("config."):
+                config = override(config, path.removeprefix("config."), text)
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / configs.FILE).write_text(json.dumps(configs.to_dict(config)))
+        result = {"step": 1, "top1": 12.5, "top5": 50.0, "loss": 2.0, "count": 8}
+        (workdir / RESULT).write_text(json.dumps(result))
+        return 0
+
+    monkeypatch.setattr(Child, "run", run)
+    return commands
+
+
+def test_a_sweep_runs_what_is_missing_and_ends_with_the_table(tmp_path, capsys, started):
+    names = matching(["table3/lrnet26_k7", "table4/*"])
+    assert sweep(names, tmp_path) == ["table4/lrnet26_d8"]
+    # table4/lrnet26_d1 is the training of table3/lrnet26_k7.
+    assert [pathlib.Path(c["workdir"]).name for c in started] == [
+        "lrnet26_k7", "lrnet26_d2", "lrnet26_d4", "lrnet26_d8", "lrnet26_d16",
+    ]  # fmt: skip
+    said = capsys.readouterr()
+    assert f"[2/6] table4/lrnet26_d1: finished in {tmp_path / 'table3/lrnet26_k7'}" in said.out
+    assert "| table4/lrnet26_d8 | not run |" in said.out
+    assert "## Table 4" in said.out
+    assert "| 75.7 | 12.5 |" in said.out
+    assert said.err == "failed: table4/lrnet26_d8\n"
+
+    started.clear()
+    sweep(names, tmp_path)
+    assert [pathlib.Path(c["workdir"]).name for c in started] == ["lrnet26_d8"]
+
+
+def test_changes_are_for_all_and_checked_first(tmp_path, capsys, started):
+    sweep(["quickstart", "quickstart_conv"], tmp_path, [("train.epochs", "3")])
+    assert [c["config.train.epochs"] for c in started] == ["3", "3"]
+    assert "| quickstart_conv | 12.50 | 50.00 | 2.0000 |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="kernel_size must be odd"):
+        sweep(["quickstart"], tmp_path / "other", [("model.kernel_size", "4")])
+    assert len(started) == 2
+
+
+def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
+    """A sweep of two runs, each a sleep: SIGTERM ends the first and nothing starts after it."""
+    program = (
+        "import sys; from experiments import sweep; run = sweep.Child.run; "
+        "sweep.Child.run = lambda self, c: run(self, [sys.executable, '-c', "
+        "\"import time; print('up', flush=True); time.sleep(60)\"]); "
+        "import pathlib; "
+        f"sweep.sweep(['quickstart', 'quickstart_conv'], pathlib.Path({str(tmp_path)!r}))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
+    )
+    began = time.monotonic()
+    while process.stdout.readline() != "up\n":
+        assert time.monotonic() - began < 60
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=30)
+    assert "stopped; the same command goes on" in said
+    assert "[2/2]" not in said
+    assert process.returncode == 0
+
+
+def test_the_command_names_what_is_missing(monkeypatch):
+    monkeypatch.setattr(module, "_RECIPES", type("Flag", (), {"value": None}))
+    with pytest.raises(ConfigError, match=r"--recipes=NAME,.* is missing"):
+        module.main()
