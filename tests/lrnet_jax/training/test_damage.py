@@ -202,7 +202,9 @@ def saving_fails(workdir, message):
     assert "Checkpoints before it are untouched, the newest one is of step 1" in str(raised.value)
     restored = checkpoints.restore(workdir, state(0))
     assert same(restored.state, state(1))
-    assert [path.name for path in (workdir / checkpoints.FOLDER).iterdir()] == ["1"]
+    # A thread of Orbax that was still writing may leave its folder to the next start.
+    names = {path.name for path in (workdir / checkpoints.FOLDER).iterdir()}
+    assert names - {f"2{checkpoint_saver.TEMPORARY}"} == {"1"}
 
 
 @orbax_closes_early
