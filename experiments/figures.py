@@ -1,0 +1,200 @@
+"""Draws figures 4 and 5 of the paper from a checkpoint.
+
+    pip install -e .[figures]
+    python -m experiments.figures --checkpoint=runs/lrnet26 --out=figures
+    python -m experiments.figures --checkpoint=runs/lrnet26 --images=cat.jpg,dog.jpg
+
+DIR/figure4.png has a row for each stage: the geometric priors of its last local relation layer,
+after softmax, for groups from the sharpest to the flattest of the layer. The dot is the output
+pixel; colours are spaced by the square root, so that flat windows show beside sharp ones.
+DIR/figure5.png has a row for each image: keys and queries of the same layers, of the group whose
+keys vary most over these images. Key and query share a scale, because the similarity compares
+their values. Vectors are drawn as their lengths. Layers of the whole image are left out.
+
+Images come from the evaluation split of the checkpoint's data unless --images names files.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import lrnet_jax
+from experiments import command_line
+from experiments import config as configs
+from experiments.config import ConfigError
+from experiments.inputs import open_data
+from lrnet_jax import Network, visualize
+from lrnet_jax.data.augment import normalize
+from lrnet_jax.data.dataset import Batch
+from lrnet_jax.data.decode import central_crop, decode
+
+WIDTH = 5.5  # inches, a column of text
+DPI = 300
+GROUPS = 8  # of each stage in figure 4
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step of it.")
+_OUT = flags.DEFINE_string("out", "figures", "A folder for the PNG files.")
+_IMAGES = flags.DEFINE_list("images", [], "Files to draw figure 5 on.")
+_COUNT = flags.DEFINE_integer("count", 4, "Images of figure 5, without --images.", lower_bound=1)
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets lie here.")
+
+
+def main() -> None:
+    """Entry point."""
+    if not _CHECKPOINT.value:
+        raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install -e '.[figures]'") from error
+    matplotlib.use("Agg")
+    model, metadata = lrnet_jax.load_checkpoint(_CHECKPOINT.value)
+    if not visualize.local_relations(model):
+        raise ConfigError(
+            f"{_CHECKPOINT.value} holds {metadata['network']}, which has no local relation layers"
+        )
+    images = read_images(metadata)
+    out = pathlib.Path(_OUT.value)
+    out.mkdir(parents=True, exist_ok=True)
+    drawn = {"figure4.png": draw_priors(model), "figure5.png": draw_maps(model, images, metadata)}
+    for name, figure in drawn.items():
+        if figure is None:
+            print(f"{name}: not drawn, the network has no geometric priors")
+        else:
+            figure.savefig(out / name, dpi=DPI)
+            print(out / name)
+
+
+def read_images(metadata: dict[str, Any]) -> np.ndarray:
+    """The images of figure 5, (N, size, size, 3) uint8.
+
+    Raises:
+      ConfigError: a file cannot be read.
+    """
+    if not _IMAGES.value:
+        config = configs.from_dict(metadata["config"])
+        if _DATA_DIR.value is not None:
+            config = configs.override(config, "data.data_dir", _DATA_DIR.value)
+        return of_many_classes(next(iter(open_data(config).eval_batches(256))), _COUNT.value)
+    size = metadata["image_size"]
+    images = []
+    for name in _IMAGES.value:
+        try:
+            images.append(central_crop(decode(pathlib.Path(name).read_bytes()), size))
+        except OSError as error:
+            raise ConfigError(f"--images: {name} cannot be read: {error}") from error
+    return np.stack(images)
+
+
+def of_many_classes(batch: Batch, count: int) -> np.ndarray:
+    """The first images of a batch, of classes as different as it has."""
+    images, labels = batch["image"][batch["mask"]], batch["label"][batch["mask"]]
+    # How many of its class come before each image: 0 for the first of each class.
+    before = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    return images[np.argsort(before, kind="stable")[:count]]
+
+
+def draw_priors(model: Network) -> Any:
+    """Figure 4: priors after softmax, a row for each stage; None for a network without priors."""
+    from matplotlib.colors import PowerNorm
+
+    layers = visualize.local_relations(model)
+    weights = {
+        stage: visualize.prior_weights(layers[name])
+        for stage, name in visualize.stage_layers(model).items()
+    }
+    if any(table is None for table in weights.values()):
+        return None
+    figure = _figure(0.76 * len(weights) + 0.05)
+    ratios = [*[1.0] * GROUPS, 0.08]
+    axes = figure.subplots(len(weights), GROUPS + 1, width_ratios=ratios, squeeze=False)
+    for row, (stage, table) in zip(axes, weights.items(), strict=True):
+        assert table is not None
+        groups, size, _ = table.shape
+        sharpest_first = np.argsort(-table.max((1, 2)), kind="stable")
+        shown = np.unique(np.linspace(0, groups - 1, GROUPS).round().astype(int))
+        uniform = 1 / size**2
+        top = max(float(table.max()), 4 * uniform)  # a flat window is pale, as it should
+        for axis in row[len(shown) : GROUPS]:
+            axis.axis("off")
+        for axis, group in zip(row, sharpest_first[shown], strict=False):
+            image = axis.imshow(table[group], norm=PowerNorm(0.5, 0, top), cmap="Blues")
+            axis.plot(size // 2, size // 2, ".", color="#c03028", markersize=2)
+            axis.set_title(f"g = {group}", fontsize=6, pad=2)
+            _frame(axis)
+        row[0].set_ylabel(f"{stage}\n{groups} groups", fontsize=7)
+        bar = figure.colorbar(image, cax=row[-1])
+        bar.outline.set_linewidth(0.4)
+        bar.set_ticks([0, uniform, top], labels=["0", f"1/{size**2}", f"{top:.2f}"])
+        bar.minorticks_off()
+        bar.ax.tick_params(labelsize=6, length=2, width=0.4)
+    return figure
+
+
+def draw_maps(model: Network, images: np.ndarray, metadata: dict[str, Any]) -> Any:
+    """Figure 5: each image with keys and queries of each stage."""
+    finish = normalize(jnp.asarray(images), metadata["mean"], metadata["std"])
+    maps = visualize.query_key_maps(model, jax.device_put(finish))
+    stages = visualize.stage_layers(model)
+    columns = 1 + 2 * len(stages)
+    cell = WIDTH / columns
+    figure = _figure(cell * len(images) + 0.65)
+    heights = [*[1.0] * len(images), 0.08]
+    axes = figure.subplots(len(images) + 1, columns, height_ratios=heights, squeeze=False)
+    for axis, image in zip(axes[:-1, 0], images, strict=True):
+        axis.imshow(image)
+        _frame(axis)
+    axes[0, 0].set_title("image", fontsize=7, pad=3)
+    axes[-1, 0].axis("off")
+    for index, (stage, name) in enumerate(stages.items()):
+        left, right = 1 + 2 * index, 2 + 2 * index
+        key, query = (_scalars(array) for array in (maps[name].key, maps[name].query))
+        group = int(np.argmax(key.std((0, 1, 2))))
+        both = np.concatenate([key[..., group].ravel(), query[..., group].ravel()])
+        low, high = np.percentile(both, [1, 99])
+        for row in range(len(images)):
+            for axis, map_ in ((axes[row, left], key), (axes[row, right], query)):
+                shown = axis.imshow(map_[row, ..., group], vmin=low, vmax=high, cmap="viridis")
+                _frame(axis)
+        axes[0, left].set_title(f"{stage}\nkey", fontsize=7, pad=3)
+        axes[0, right].set_title(f"{stage}\nquery", fontsize=7, pad=3)
+        grid = axes[-1, left].get_gridspec()
+        for axis in (axes[-1, left], axes[-1, right]):
+            axis.remove()
+        bar = figure.colorbar(
+            shown, cax=figure.add_subplot(grid[len(images), left : right + 1]),
+            orientation="horizontal", extend="both",
+        )  # fmt: skip
+        bar.outline.set_linewidth(0.4)
+        bar.ax.locator_params(nbins=4)
+        bar.ax.tick_params(labelsize=6, length=2, width=0.4)
+        bar.set_label(f"g = {group}", fontsize=6, labelpad=1)
+    return figure
+
+
+def _scalars(vectors: np.ndarray) -> np.ndarray:
+    """(..., D) -> (...): scalars as they are, vectors as their lengths."""
+    return vectors[..., 0] if vectors.shape[-1] == 1 else np.linalg.norm(vectors, axis=-1)
+
+
+def _figure(height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return figure
+
+
+def _frame(axis: Any) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    for spine in axis.spines.values():
+        spine.set_linewidth(0.4)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
