@@ -14,79 +14,96 @@ their values. Vectors are drawn as their lengths. Layers of the whole image are 
 Images come from the evaluation split of the checkpoint's data unless --images names files.
 """
 
+import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
+from absl import logging
 
 import lrnet_jax
-from experiments import command_line
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.inputs import open_data
 from lrnet_jax import Network, visualize
+from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.data.dataset import Batch
 from lrnet_jax.data.decode import central_crop, decode
+from lrnet_jax.training.checkpoints import CheckpointError
 
 WIDTH = 5.5  # inches, a column of text
 DPI = 300
 GROUPS = 8  # of each stage in figure 4
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "A workdir, or one step of it.")
-_OUT = flags.DEFINE_string("out", "figures", "A folder for the PNG files.")
-_IMAGES = flags.DEFINE_list("images", [], "Files to draw figure 5 on.")
-_COUNT = flags.DEFINE_integer("count", 4, "Images of figure 5, without --images.", lower_bound=1)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where prepared data sets lie here.")
 
-
-def main() -> None:
-    """Entry point."""
-    if not _CHECKPOINT.value:
-        raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draws what a checkpoint holds."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--checkpoint", required=True, help="a workdir, or one step of it")
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("figures"))
+    parser.add_argument("--images", default="", help="files to draw figure 5 on, with commas")
+    parser.add_argument("--count", type=int, default=4, help="images without --images")
+    parser.add_argument("--data_dir", help="where prepared data sets lie here")
+    options = parser.parse_args(arguments)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells of its own affairs at the level of warnings
     try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError(f"{error}; pip install -e '.[figures]'") from error
-    matplotlib.use("Agg")
-    model, metadata = lrnet_jax.load_checkpoint(_CHECKPOINT.value)
-    if not visualize.local_relations(model):
-        raise ConfigError(
-            f"{_CHECKPOINT.value} holds {metadata['network']}, which has no local relation layers"
-        )
-    images = read_images(metadata)
-    out = pathlib.Path(_OUT.value)
-    out.mkdir(parents=True, exist_ok=True)
-    drawn = {"figure4.png": draw_priors(model), "figure5.png": draw_maps(model, images, metadata)}
+        drawn = draw(options.checkpoint, options.images, options.count, options.data_dir)
+    except (
+        CheckpointError, ConfigError, DamagedDatasetError, MissingDatasetError,
+    ) as error:  # fmt: skip
+        parser.error(str(error))
+    options.out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawn.items():
         if figure is None:
             print(f"{name}: not drawn, the network has no geometric priors")
         else:
-            figure.savefig(out / name, dpi=DPI)
-            print(out / name)
+            figure.savefig(options.out / name, dpi=DPI)
+            print(options.out / name)
 
 
-def read_images(metadata: dict[str, Any]) -> np.ndarray:
-    """The images of figure 5, (N, size, size, 3) uint8.
+def draw(checkpoint: str, files: str, count: int, data_dir: str | None) -> dict[str, Any]:
+    """The figures of a checkpoint by the names of their files; None for one that it cannot have.
+
+    Raises:
+      ConfigError: no matplotlib, no local relation layers, or an image cannot be read.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error}; pip install -e '.[figures]'") from error
+    model, metadata = lrnet_jax.load_checkpoint(checkpoint)
+    if not visualize.local_relations(model):
+        raise ConfigError(
+            f"{checkpoint} holds {metadata['network']}, which has no local relation layers"
+        )
+    images = read_images(metadata, [name for name in files.split(",") if name], count, data_dir)
+    return {"figure4.png": draw_priors(model), "figure5.png": draw_maps(model, images, metadata)}
+
+
+def read_images(
+    metadata: dict[str, Any], files: Sequence[str], count: int, data_dir: str | None
+) -> np.ndarray:
+    """The images of figure 5, (N, size, size, 3) uint8: files, else some of the evaluation split.
 
     Raises:
       ConfigError: a file cannot be read.
     """
-    if not _IMAGES.value:
+    if not files:
         config = configs.from_dict(metadata["config"])
-        if _DATA_DIR.value is not None:
-            config = configs.override(config, "data.data_dir", _DATA_DIR.value)
-        return of_many_classes(next(iter(open_data(config).eval_batches(256))), _COUNT.value)
-    size = metadata["image_size"]
+        if data_dir is not None:
+            config = configs.override(config, "data.data_dir", data_dir)
+        return of_many_classes(next(iter(open_data(config).eval_batches(256))), count)
     images = []
-    for name in _IMAGES.value:
+    for name in files:
         try:
-            images.append(central_crop(decode(pathlib.Path(name).read_bytes()), size))
+            image = decode(pathlib.Path(name).read_bytes())
         except OSError as error:
             raise ConfigError(f"--images: {name} cannot be read: {error}") from error
+        images.append(central_crop(image, metadata["image_size"]))
     return np.stack(images)
 
 
@@ -197,4 +214,4 @@ def _frame(axis: Any) -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    main()

@@ -1,7 +1,6 @@
 """The figures: that they are drawn, from what, and what is said where they cannot be."""
 
-import subprocess
-import sys
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from flax import nnx
 
 import lrnet_jax
 from experiments import figures
+from experiments.config import ConfigError
 
 VARIANT = lrnet_jax.Variant(
     depths=(1, 1), width=6, stage_channels=8, stem_channels=4, stem_kernel_size=3, kernel_size=3,
@@ -61,9 +61,21 @@ def test_a_network_without_priors_has_no_figure_4():
     assert figures.draw_priors(model) is None
 
 
-def test_what_is_missing_is_named():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.figures"], capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: --checkpoint=DIR is missing; give the workdir of a run\n"
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [([], "required: --checkpoint"), (["--checkpoint=nowhere"], "nowhere|matplotlib")],
+)
+def test_what_is_missing_is_named(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        figures.main(arguments)
+    assert re.search(f"error: .*({message})", capsys.readouterr().err)
+
+
+def test_files_are_read_and_named_when_they_cannot_be(tmp_path):
+    photograph = "experiments/photographs/chelsea.jpg"
+    images = figures.read_images(METADATA, [photograph] * 2, 0, None)
+    assert images.shape == (2, 16, 16, 3)
+    (tmp_path / "text.jpg").write_text("no image")
+    for name in ("text.jpg", "none.jpg"):
+        with pytest.raises(ConfigError, match=f"{name} cannot be read"):
+            figures.read_images(METADATA, [str(tmp_path / name)], 0, None)
