@@ -1,10 +1,11 @@
 """Adversarial training and evaluation under attack, end to end on a network that takes seconds."""
 
 import json
+import types
 
 import pytest
 
-from experiments import attacks
+from experiments import attacks, evaluate
 from experiments.attacks import Budget
 from experiments.config import ConfigError, override
 from experiments.evaluate import evaluate_checkpoint
@@ -62,3 +63,22 @@ def test_mixed_images_are_not_attacked():
         override(config, "data.mixup_alpha", "0.2")
     with pytest.raises(ConfigError, match=r"attack\.epsilon must be at least 0, got -1"):
         override(config, "attack.epsilon", "-1")
+
+
+@pytest.mark.parametrize(
+    ("steps", "size", "budgets"),
+    [
+        (None, None, (Budget(8.0, 1.0, 20), Budget(8.0, 2.0, 10))),
+        (40, 0.5, (Budget(8.0, 0.5, 40),)),
+        (3, None, None),
+        (None, 1.0, None),
+    ],
+)
+def test_budgets_from_the_command_line(monkeypatch, steps, size, budgets):
+    for flag, value in (("_EPSILON", 8.0), ("_STEPS", steps), ("_STEP_SIZE", size)):
+        monkeypatch.setattr(evaluate, flag, types.SimpleNamespace(value=value))
+    if budgets is not None:
+        assert evaluate.chosen_budgets() == budgets
+    else:
+        with pytest.raises(ConfigError, match="make one budget; give both or none"):
+            evaluate.chosen_budgets()
