@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from experiments import config as configs
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.training import steps
+from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.attack import attack_network, attacked_eval_step
 from lrnet_jax.training.evaluation import evaluate
 
@@ -117,9 +118,7 @@ def keep(path: pathlib.Path, kind: str, result: dict[str, Any]) -> None:
     new = [{"kind": kind, "step": result["step"], **r} for r in result["attacked"]]
     taken = {_place(record) for record in new}
     old = [record for record in kept(path) if _place(record) not in taken]
-    spare = path / f"{FILE}.tmp"
-    spare.write_text(json.dumps([*old, *new], indent=2) + "\n")
-    spare.replace(path / FILE)
+    write_atomically(path / FILE, json.dumps([*old, *new], indent=2) + "\n")
 
 
 def kept(workdir: pathlib.Path) -> list[dict[str, Any]]:

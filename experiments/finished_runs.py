@@ -1,7 +1,6 @@
 """Finds finished runs below a folder, and the one that stands for a recipe."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Iterable
@@ -10,8 +9,7 @@ from typing import Any
 from experiments import attacks
 from experiments import config as configs
 from experiments.config import Config
-
-RESULT = "result.json"  # written at the very end of a run
+from experiments.results import finished
 
 # What a run may have had otherwise and still be the recipe's own: where its files lay, how it was
 # watched, how its memory was spent.
@@ -54,9 +52,8 @@ def find_runs(root: pathlib.Path) -> list[Run]:
             continue
         folders.clear()  # a workdir: below it are checkpoints
         workdir = pathlib.Path(folder)
-        if RESULT in files:
+        if (result := finished(workdir)) is not None:
             config = configs.load(workdir / configs.FILE)
-            result = json.loads((workdir / RESULT).read_text())
             attacked = tuple(r for r in attacks.kept(workdir) if r["step"] == result["step"])
             runs.append(Run(workdir, config, result, attacked))
     return sorted(runs, key=lambda run: run.workdir)

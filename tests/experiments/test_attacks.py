@@ -11,26 +11,12 @@ from experiments.config import ConfigError, override
 from experiments.evaluate import evaluate_checkpoint
 from experiments.recipes import RECIPES
 from experiments.train import train
-
-TINY = {
-    "model.depths": "1",
-    "model.width": "4",
-    "model.stage_channels": "8",
-    "model.stem_channels": "4",
-    "model.kernel_size": "3",
-    "model.stem_kernel_size": "3",
-    "model.implementation": "reference",
-    "train.epochs": "0.0016",
-    "train.batch_size": "8",
-    "train.eval_batch_size": "600",
-    "train.eval_every_epochs": "0",
-}
+from tests.experiments.tiny_run import tiny
 
 
 def test_an_adversarial_run_and_its_numbers(tmp_path, monkeypatch):
-    config = RECIPES["quickstart"]
-    for path, text in {**TINY, "attack.steps": "2", "attack.mixed": "true"}.items():
-        config = override(config, path, text)
+    attack = {"attack.steps": "2", "attack.mixed": "true"}
+    config = tiny(**attack, **{"train.epochs": "0.0016", "train.ema_decay": "0"})
     result = train(config, tmp_path / "run")
 
     budgets = (Budget(0.0, 1.0, 3), Budget(64.0, 16.0, 6))

@@ -13,8 +13,8 @@ import pytest
 from experiments import config as configs
 from experiments import sweep as module
 from experiments.config import ConfigError, override
-from experiments.finished_runs import RESULT
 from experiments.recipes import RECIPES
+from experiments.results import FILE as RESULT
 from experiments.sweep import Child, matching, sweep
 
 

@@ -9,8 +9,9 @@ import pytest
 from experiments import attacks, tables
 from experiments import config as configs
 from experiments.config import override
-from experiments.finished_runs import RESULT, find_runs, run_of
+from experiments.finished_runs import find_runs, run_of
 from experiments.recipes import RECIPES
+from experiments.results import FILE as RESULT
 
 
 def finish(workdir, config, top1, attacked=()):
