@@ -414,10 +414,14 @@ def test_errors_come_at_the_call(dataset):
 
 
 WITH_WORKERS = """
-import multiprocessing, signal, sys
+import multiprocessing, signal, sys, time
+from grain._src.python.ipc import shared_memory_array
 from lrnet_jax.data import imagenet
 
 if __name__ == "__main__":
+    # Shared memory is given back so slowly that some is left behind if nobody waits for it.
+    give_back = shared_memory_array._del_shm
+    shared_memory_array._del_shm = lambda *a, **k: (time.sleep(0.05), give_back(*a, **k))
     told = []
     signal.signal(signal.SIGTERM, lambda *_: told.append(True))
     counts = {"train": 18, "validation": 10}
