@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lrnet_jax.layers.batch_norm import BatchNorm
-from lrnet_jax.layers.channel_transformation import channel_transformation, he_normal
+from lrnet_jax.layers.channel_transformation import channel_transformation, fan_in_normal
 from lrnet_jax.layers.full_image import FullImageRelation
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock
@@ -194,7 +194,7 @@ def _make_layer(
             feature_group_count=layer.in_features if layer.kind == "depthwise" else 1,
             use_bias=False,
             dtype=dtype,
-            kernel_init=he_normal,
+            kernel_init=fan_in_normal,
             rngs=rngs,
         )
     relation: dict[str, Any] = {

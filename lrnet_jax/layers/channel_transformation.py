@@ -16,6 +16,7 @@ def channel_transformation(
     out_features: int,
     *,
     use_bias: bool = False,
+    variance: float = 2.0,
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
@@ -28,6 +29,7 @@ def channel_transformation(
       in_features: channels of the input.
       out_features: channels of the output.
       use_bias: off wherever batch normalisation follows, which would cancel a bias.
+      variance: weights start as N(0, variance / in_features); 2 is that of He et al. (2015).
       dtype: of the computation; parameters are float32.
       rngs: where the initial weights come from.
     """
@@ -36,7 +38,7 @@ def channel_transformation(
         out_features,
         use_bias=use_bias,
         dtype=dtype,
-        kernel_init=he_normal,
+        kernel_init=functools.partial(fan_in_normal, variance=variance),
         bias_init=zeros,
         dot_general=_flat_dot,
         rngs=rngs,
@@ -51,9 +53,27 @@ def _flat_dot(x: jax.Array, kernel: jax.Array, axes: object, **options: Any) -> 
     return product.reshape(*x.shape[:-1], -1)
 
 
-def he_normal(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """N(0, 2 / fan_in) for a kernel whose last axis is the output features (He et al., 2015)."""
-    return normal(key, shape, dtype, stddev=math.sqrt(2 / math.prod(shape[:-1])))
+def query_or_key(
+    in_features: int, out_features: int, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A channel transformation to queries or keys, which start small.
+
+    The paper is silent. From He's weights a squared difference starts at 2 D with a spread as
+    large, and the gradient doubles from block to block: of norm 5e7 in a new LR-Net-50, where a
+    ResNet-50 has 2e2. From weights up to half as large, for D = 16 up to a third, it stays at 3e2.
+    """
+    return channel_transformation(in_features, out_features, variance=0.1, dtype=dtype, rngs=rngs)
+
+
+def fan_in_normal(
+    key: jax.Array,
+    shape: Sequence[int],
+    dtype: jnp.dtype = jnp.float32,
+    *,
+    variance: float = 2.0,
+) -> jax.Array:
+    """N(0, variance / fan_in) for a kernel whose last axis is the output features."""
+    return normal(key, shape, dtype, stddev=math.sqrt(variance / math.prod(shape[:-1])))
 
 
 def normal(

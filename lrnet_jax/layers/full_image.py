@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from lrnet_jax.checks import check_positive
-from lrnet_jax.layers.channel_transformation import channel_transformation
+from lrnet_jax.layers.channel_transformation import channel_transformation, query_or_key
 from lrnet_jax.layers.geometric_prior import Prior, fold, make_prior
 from lrnet_jax.layers.local_relation import default_scale
 from pallas_kernels.spec import Normalization, Similarity, Spec
@@ -87,8 +87,8 @@ class FullImageRelation(nnx.Module):
         self.output_size = output_size
         self.dtype = dtype
         depth = groups * query_key_dim
-        self.query = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
-        self.key = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
+        self.query = query_or_key(in_features, depth, dtype=dtype, rngs=rngs)
+        self.key = query_or_key(in_features, depth, dtype=dtype, rngs=rngs)
         size = output_size or (1, 1)
         distinct = (len(differences(size[0], pool)), len(differences(size[1], pool)))
         self.prior = make_prior(prior, groups, distinct, prior_hidden, prior_stddev, rngs)

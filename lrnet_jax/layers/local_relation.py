@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lrnet_jax.checks import check_odd, check_positive
-from lrnet_jax.layers.channel_transformation import channel_transformation
+from lrnet_jax.layers.channel_transformation import channel_transformation, query_or_key
 from lrnet_jax.layers.geometric_prior import Prior, fold, make_prior, window_positions
 from pallas_kernels import local_relation
 from pallas_kernels.spec import Normalization, Similarity
@@ -92,8 +92,8 @@ class LocalRelation(nnx.Module):
         self.implementation = implementation
 
         depth = groups * query_key_dim
-        self.query = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
-        self.key = channel_transformation(in_features, depth, dtype=dtype, rngs=rngs)
+        self.query = query_or_key(in_features, depth, dtype=dtype, rngs=rngs)
+        self.key = query_or_key(in_features, depth, dtype=dtype, rngs=rngs)
         self.prior = make_prior(
             prior, groups, (kernel_size, kernel_size), prior_hidden, prior_stddev, rngs
         )

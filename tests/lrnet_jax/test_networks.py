@@ -77,6 +77,26 @@ def test_forward_backward_and_features(name):
         assert not np.array_equal(after, before[path]), path
 
 
+@pytest.mark.parametrize("scope", ["local", "full"])
+def test_a_new_deep_network_has_gradients_of_one_size(scope):
+    """From queries and keys of He's size the stem's are 5.6 and 3.7 times the head's."""
+    fields = {
+        "depths": (8,),
+        "width": 16,
+        "stage_channels": (64,),
+        "full_image_pool": (1,),
+        "kernel_size": 5,
+    }
+    model = create(small("lrnet26", scope=scope, **fields))
+    x = images(8, 24, 24, 3)
+    grads = nnx.jit(nnx.grad(lambda model, x: jnp.mean(model(x)[:, 0])))(model, x)
+    norms = [
+        np.sqrt(sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(nnx.to_pure_dict(part))))
+        for part in (grads.stem, grads.head)
+    ]
+    assert norms[0] < 3 * norms[1]
+
+
 def test_state_is_parameters_and_statistics_only_in_float32():
     model = create(CASES["lrnet26_nl"])
     kinds = {type(v) for v in jax.tree.leaves(nnx.state(model), is_leaf=is_variable)}
