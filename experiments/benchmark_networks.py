@@ -10,9 +10,11 @@ the compiler reports, without parameters and images. Times are of the whole step
 import argparse
 import dataclasses
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -20,9 +22,27 @@ import lrnet_jax
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.training import steps
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.variant import Variant
 from pallas_kernels.benchmark import Program, Timing, interleave, machine, prepare
 
 MEAN, STD = (127.5, 127.5, 127.5), (60.0, 60.0, 60.0)
+
+
+def training_step(
+    variant: Variant, classes: int = 1000
+) -> tuple[steps.Functional, Callable[..., Any], steps.TrainState]:
+    """A network's functions, the step as training takes it, not compiled, and its first state."""
+    model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(0))
+    functional, params, batch_stats = steps.split(model)
+    optimizer = sgd(lambda _: 0.1)
+    dtype = jnp.dtype(variant.dtype)
+    step = steps.train_step(
+        functional,
+        optimizer,
+        lambda _: 0.1,
+        augment=lambda images, index, key: normalize(images, MEAN, STD, dtype),
+    )
+    return functional, step, steps.init_state(params, batch_stats, optimizer, 0)
 
 
 def programs(
@@ -30,15 +50,7 @@ def programs(
 ) -> dict[str, Program]:
     """The compiled forward pass and training step of a network of the zoo."""
     variant = dataclasses.replace(lrnet_jax.get_variant(name), dtype=dtype)
-    model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
-    optimizer = sgd(lambda _: 0.1)
-    step = steps.train_step(
-        functional,
-        optimizer,
-        lambda _: 0.1,
-        augment=lambda images, index, key: normalize(images, MEAN, STD, dtype),
-    )
+    functional, step, state = training_step(variant, classes)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), dtype=np.uint8)
     batch = {
@@ -47,7 +59,7 @@ def programs(
         "index": np.arange(batch_size, dtype=np.int32),
     }
     devices = jax.local_devices()[:1]
-    state = steps.replicate(steps.init_state(params, batch_stats, optimizer, 0), devices)
+    state = steps.replicate(state, devices)
     return {
         "forward": prepare(
             lambda p, s, x: functional.apply(p, s, normalize(x, MEAN, STD, dtype)),

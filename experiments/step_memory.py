@@ -21,13 +21,10 @@ gpu_compile.prepare()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from flax import nnx  # noqa: E402
 
 import lrnet_jax  # noqa: E402
-from experiments.benchmark_networks import MEAN, STD  # noqa: E402
-from lrnet_jax.data.augment import normalize  # noqa: E402
+from experiments.benchmark_networks import training_step  # noqa: E402
 from lrnet_jax.training import steps  # noqa: E402
-from lrnet_jax.training.optimizer import sgd  # noqa: E402
 from lrnet_jax.variant import Variant  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, absent_mesh, compile_for  # noqa: E402
 
@@ -42,16 +39,7 @@ def variant(text: str, dtype: Any) -> Variant:
 
 def compile_step(variant: Variant, gpu: Gpu, batch_size: int, image_size: int) -> Any:
     """The compiled training step (`jax.stages.Compiled`) on one GPU."""
-    model = lrnet_jax.create_from_variant(variant, 1000, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
-    optimizer = sgd(lambda _: 0.1)
-    step = steps.train_step(
-        functional,
-        optimizer,
-        lambda _: 0.1,
-        augment=lambda images, index, key: normalize(images, MEAN, STD, jnp.dtype(variant.dtype)),
-    )
-    state = steps.init_state(params, batch_stats, optimizer, 0)
+    _, step, state = training_step(variant)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)), state)
     batch = {
         "image": jax.ShapeDtypeStruct((batch_size, image_size, image_size, 3), jnp.uint8),
