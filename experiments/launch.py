@@ -1,5 +1,6 @@
 """Flags of a run of several processes, and the joining of them."""
 
+import jax
 from absl import flags
 
 from experiments.config import ConfigError
@@ -44,3 +45,10 @@ def join() -> None:
             f"cannot join the other processes: {line}; outside Slurm, Open MPI and Kubernetes give "
             "--coordinator=HOST:PORT --num_processes=N --process_id=I to each of them"
         ) from error
+    # JAX ends a process that lost the others in C++, where nothing of ours has the last word.
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}; should one be lost, the others "
+        f"end within about {processes.HEARTBEAT_SECONDS} s: start all of them again with the same "
+        "command, the run goes on from its newest checkpoint",
+        flush=True,
+    )

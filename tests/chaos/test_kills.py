@@ -120,6 +120,7 @@ def test_two_processes_are_one_and_end_and_start_together(cache, tmp_path):
         jobs[victim].wait()
         said = jobs[1 - victim].said()
         assert "another task died" in said or "lost the others" in said
+        assert "start all of them again with the same command" in said
         print(f"process {victim} killed: the other ended after {time.monotonic() - killed:.1f} s")
 
     jobs = pair(workdir, MEDIUM, devices=2, cache=cache)
