@@ -200,10 +200,10 @@ def _scalars(vectors: np.ndarray) -> np.ndarray:
 
 def _figure(height: float) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
-    return figure
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02, wspace=0.02, hspace=0.02)
+    return Figure(figsize=(WIDTH, height), layout=layout)
 
 
 def _frame(axis: Any) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels import gpu_backward, gpu_forward, tiling
 from pallas_kernels.gpu_lanes import Layout
 from pallas_kernels.gpu_problem import Problem
+from pallas_kernels.gpu_query_gradient import Sums
 from pallas_kernels.shapes import Shape
 from pallas_kernels.tiling import Tile
 
@@ -51,16 +52,14 @@ def program(
         arrays = gpu_backward.in_memory(problem, q, k, v, p)
         layout = Layout.channels(problem)
         out, g = layout.to_memory(out), layout.to_memory(g)
-        d_query, d_prior, sums = gpu_backward.query_side(
-            problem, chosen, False, arrays, out, g, normalizer
-        )
+        d_query, d_prior, sums = query_side(problem, chosen, False, arrays, out, g, normalizer)
         return d_query, d_prior, (sums.pairs, sums.findings) if sums else None
 
     def key_side(q: Any, k: Any, v: Any, p: Any, g: Any, shift: Any, sums: Any) -> Any:
         arrays = gpu_backward.in_memory(problem, q, k, v, p)
-        found = gpu_backward.Sums(*sums) if sums else None
+        found = Sums(*sums) if sums else None
         g = Layout.channels(problem).to_memory(g)
-        return gpu_backward.key_side(problem, chosen, False, arrays, g, shift, found)
+        return key_side(problem, chosen, False, arrays, g, shift, found)
 
     inputs = [query, key, value, prior]
     if name == "forward":

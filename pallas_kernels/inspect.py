@@ -25,7 +25,7 @@ gpu_compile.prepare()
 
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels import gpu_backward, gpu_forward  # noqa: E402
+from pallas_kernels import gpu_forward, gpu_key_gradient  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
 from pallas_kernels.gpu_lanes import Strips  # noqa: E402
 from pallas_kernels.gpu_problem import Problem  # noqa: E402
@@ -127,7 +127,7 @@ def free_share(problem: Problem, tile: Tile, name: str) -> float:
         return 0.0
     if name == "key":
         strips = Strips(problem.height, problem.width, tile.strip, problem.groups, 1)
-        low, high = gpu_backward.key_strip_range(problem, tile.strip)
+        low, high = gpu_key_gradient.key_strip_range(problem, tile.strip)
     else:
         units = problem.groups * (problem.chunks if name == "forward" else 1)
         strips = Strips(*problem.out_size, tile.strip, units, 1)

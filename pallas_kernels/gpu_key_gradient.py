@@ -1,0 +1,247 @@
+"""The kernel for d_key and d_value; `gpu_backward` has the equations. A lane owns input pixels."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plt
+
+from pallas_kernels.gpu_arithmetic import Alu, dot
+from pallas_kernels.gpu_lanes import (
+    Channels,
+    Layout,
+    Strips,
+    base,
+    both,
+    depth_base,
+    load,
+    load_depth,
+    load_priors,
+    loop,
+    span,
+    split,
+    store_depth,
+)
+from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
+from pallas_kernels.gpu_query_gradient import SHIFTED, Sums, choose
+from pallas_kernels.gpu_window import live_lanes
+from pallas_kernels.tiling import Tile
+
+
+def key_side(
+    problem: Problem,
+    tile: Tile,
+    interpret: bool,
+    arrays: list[jax.Array],
+    d_out: jax.Array,
+    shift: jax.Array | None,
+    sums: Sums | None,
+) -> tuple[jax.Array, jax.Array]:
+    """(d_key, d_value) as in memory."""
+    s = problem.spec.stride
+    phases = s if problem.height % s == 0 else 1
+    strips = Strips(
+        problem.height, problem.width, tile.strip, problem.groups, problem.batch, phases
+    )
+    inputs = [*arrays, d_out]
+    if sums is not None:
+        assert shift is not None
+        inputs += [shift.reshape(-1), sums.pairs, sums.findings]
+    places = problem.batch * problem.height * problem.width
+    d_key, d_value = pl.pallas_call(
+        functools.partial(_key_kernel, problem, tile, strips, Alu(inline=not interpret)),
+        grid=(pl.cdiv(strips.lanes, tile.lanes),),
+        out_shape=[
+            Layout.depth(problem, 1).result(d_out, places * problem.groups * problem.depth),
+            Layout.channels(problem).result(d_out, places * problem.channels),
+        ],
+        compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
+        interpret=interpret,
+        name="local_relation_backward_key",
+    )(*inputs)
+    return d_key, d_value
+
+
+def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) -> None:
+    q_ref, k_ref, v_ref, *left = refs
+    prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
+    g_ref, *left = left
+    if problem.softmax:
+        shift_ref, pairs_ref, findings_ref, *left = left
+    d_key_ref, d_value_ref = left
+    spec, softmax = problem.spec, problem.softmax
+    (kh, _), (pad_y, _), s = spec.kernel_size, spec.padding, spec.stride
+    ho, wo = problem.out_size
+    groups = problem.groups
+
+    first = pl.program_id(0) * tile.lanes
+    lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
+    live = live_lanes(lane, strips.lanes, tile.lanes)
+    image, y, first_x, group = strips.place(jnp.minimum(lane, strips.lanes - 1))
+    zero = jnp.zeros((tile.lanes,), jnp.float32)
+    key_layout, query_layout = Layout.depth(problem, 1), Layout.depth(problem, 0)
+
+    def window_row(number: Any, x0: Vector, last: int) -> tuple[Vector, Vector, Vector]:
+        """(number of the last output pixel, window row, whether there is such an output row)."""
+        if s == 1:
+            offset = number * spec.dilation
+            yo = y + pad_y - offset
+            row, valid = number, (yo >= 0) & (yo < ho)
+        else:
+            yo = (y + pad_y) // s - number
+            offset = y + pad_y - yo * s
+            valid = (yo >= 0) & (yo < ho) & (offset <= (kh - 1) * spec.dilation)
+            if spec.dilation > 1:
+                valid &= offset % spec.dilation == 0
+            row = jnp.minimum(offset // spec.dilation, kh - 1)
+        return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
+
+    def rows() -> Any:
+        """Turns of the loop over window rows that some lane of this program needs."""
+        if s == 1:
+            return kh
+        reach = (kh - 1) * spec.dilation
+        if strips.phases == 1:
+            return reach // s + 1
+        # Lanes of one phase lie side by side, so most programs hold one phase.
+        offset = lax.rem(y + pad_y, jnp.int32(s))
+        return jnp.max((reach - offset) // s) + 1
+
+    count = rows()
+
+    def gather(strip: int, x0: Vector, fast: bool, masked: bool) -> None:
+        """Sums over the outputs that see these keys.
+
+        Args:
+          strip: keys side by side, a multiple of the stride.
+          x0: column of the first one.
+          fast: all shifts are 0.
+          masked: outputs may lie beyond the left or right border.
+        """
+        similarity = Similarity(problem, fast, of_key=True)
+        taps = _output_columns(problem, strip)
+        last = max(taps)
+        last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
+        keys = depth_base(problem, key_layout, last_pixel * groups + group)
+        ragged = problem.width % tile.strip > 0
+        fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
+        ok = [both(live, x) for x in fits]
+        back = [i + 1 - strip for i in range(strip)]
+        k = [
+            similarity.centre(
+                load_depth(alu, problem, key_layout, k_ref, keys, back[i] * groups, fits[i])
+            )
+            for i in range(strip)
+        ]
+
+        def tap(
+            ops: Any, k: Any, q: Any, prior: Any, g: Any, v: Any, start: Any, normalizer: Any,
+            d_key: Any, d_value: Any,
+        ) -> Any:  # fmt: skip
+            weight, parts = similarity.logit(ops, k, q, prior)
+            d_logit = dot(ops, g, v, start)
+            if softmax:
+                *shift, factor = normalizer
+                if shift:
+                    weight = (weight - shift[0]) * LOG2E
+                weight = ops.exp2(weight) * factor
+                d_logit = weight * d_logit
+            d_value = [ops.fma(weight, x, total) for x, total in zip(g, d_value, strict=True)]
+            return similarity.accumulate(ops, d_key, d_logit, parts), d_value
+
+        def add_chunk(chunk: Any, d_keys: Any) -> Any:
+            channels = Channels.of(problem, group, chunk)
+            own = channels.bases(last_pixel)
+            v = [channels.load(alu, v_ref, own, back[i], fits[i]) for i in range(strip)]
+
+            def add_row(number: Any, sums: Any) -> Any:
+                d_keys, d_values = list(sums[0]), list(sums[1])
+                end, row, valid = window_row(number, x0, last)
+                queries = depth_base(problem, query_layout, end * groups + group)
+                outputs = channels.bases(end)
+                if softmax:
+                    pixels = base(2 * (end * groups + group), 2)
+                    shifts = base(end * groups + group)
+                priors = load_priors(problem, fast, prior_refs, row, group, valid)
+                for column, users in taps.items():
+                    mask = None
+                    if masked:  # one comparison: negative is large
+                        mask = (x0 // s + column).astype(jnp.uint32) < wo
+                    if not softmax:
+                        mask = both(mask, valid)
+                    places = (column - last) * groups
+                    q = load_depth(alu, problem, query_layout, q_ref, queries, places, mask, far=1)
+                    # Channels that do not exist meet a value of 0.
+                    g = channels.load(alu, g_ref, outputs, column - last, mask, exact=False)
+                    start, normalizer = zero, []
+                    if softmax:
+                        pair = load(pairs_ref, span(pixels, 2 * places, 2), mask, 0.0)
+                        factor, start = split(pair)
+                        if problem.chunks > 1:  # delta counts once
+                            start = jnp.where(chunk == 0, start, 0.0)
+                        normalizer = [factor]
+                        if not fast:
+                            normalizer = [load(shift_ref, shifts + places, mask, 0.0), factor]
+                    for i, dx in users:
+                        prior = priors[dx]
+                        if softmax and mask is not None and not problem.far:
+                            prior = jnp.where(mask, prior, -jnp.inf)
+                        d_keys[i], d_values[i] = alu.fuse(
+                            tap, k[i], q, prior, g, v[i], start, normalizer, d_keys[i], d_values[i]
+                        )
+                return d_keys, d_values
+
+            zeros = [[zero] * problem.chunk] * strip
+            d_keys, d_values = loop(count, add_row, (d_keys, zeros))
+            for i in range(strip):
+                channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
+            return d_keys
+
+        d_keys = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
+        for i in range(strip):
+            parts = [similarity.finish(x) for x in d_keys[i]]
+            store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
+
+    if not softmax:
+        gather(tile.strip, first_x, fast=False, masked=True)
+        return
+
+    def exact() -> None:
+        """As few keys at a time as the stride allows: rare, so kept small."""
+
+        def some(number: Any, carry: Any) -> Any:
+            gather(s, first_x + number * s, fast=False, masked=True)
+            return carry
+
+        loop(tile.strip // s, some, 0)
+
+    low, high = key_strip_range(problem, tile.strip)
+    choose(
+        jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED,
+        strips.inside(first, tile.lanes, low, high) if low <= high else None,
+        functools.partial(gather, tile.strip, first_x, fast=True),
+        exact,
+    )
+
+
+def _output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
+    """Output column, counted from the strip's first -> the (key pixel, tap) pairs it looks at."""
+    spec, pad = problem.spec, problem.spec.padding[1]
+    taps: dict[int, list[tuple[int, int]]] = {}
+    for i in range(strip):
+        for dx in range(spec.kernel_size[1]):
+            column, rest = divmod(i + pad - dx * spec.dilation, spec.stride)
+            if rest == 0:
+                taps.setdefault(column, []).append((i, dx))
+    return dict(sorted(taps.items()))
+
+
+def key_strip_range(problem: Problem, strip: int) -> tuple[int, int]:
+    """Numbers of the first and last strip that only outputs inside the image look at."""
+    columns = _output_columns(problem, strip)
+    step = strip // problem.spec.stride
+    high = min((problem.out_size[1] - 1 - max(columns)) // step, problem.width // strip - 1)
+    return max(0, -(min(columns) // step)), high
