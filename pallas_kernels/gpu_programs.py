@@ -6,10 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import gpu_backward, gpu_forward, tiling
+from pallas_kernels import (
+    gpu_backward,
+    gpu_forward,
+    gpu_key_gradient,
+    gpu_query_gradient,
+    tiling,
+)
 from pallas_kernels.gpu_lanes import Layout
 from pallas_kernels.gpu_problem import Problem
-from pallas_kernels.gpu_query_gradient import Sums
 from pallas_kernels.shapes import Shape
 from pallas_kernels.tiling import Tile
 
@@ -52,14 +57,16 @@ def program(
         arrays = gpu_backward.in_memory(problem, q, k, v, p)
         layout = Layout.channels(problem)
         out, g = layout.to_memory(out), layout.to_memory(g)
-        d_query, d_prior, sums = query_side(problem, chosen, False, arrays, out, g, normalizer)
+        d_query, d_prior, sums = gpu_query_gradient.query_side(
+            problem, chosen, False, arrays, out, g, normalizer
+        )
         return d_query, d_prior, (sums.pairs, sums.findings) if sums else None
 
     def key_side(q: Any, k: Any, v: Any, p: Any, g: Any, shift: Any, sums: Any) -> Any:
         arrays = gpu_backward.in_memory(problem, q, k, v, p)
-        found = Sums(*sums) if sums else None
+        found = gpu_query_gradient.Sums(*sums) if sums else None
         g = Layout.channels(problem).to_memory(g)
-        return key_side(problem, chosen, False, arrays, g, shift, found)
+        return gpu_key_gradient.key_side(problem, chosen, False, arrays, g, shift, found)
 
     inputs = [query, key, value, prior]
     if name == "forward":

@@ -45,7 +45,7 @@ class Report:
       code: its machine code.
       rows: trips of the loop over window rows, on average.
       taps: (pixel, tap) pairs of one lane.
-      free: share of programs without a left or right border.
+      free: share of programs without a left or right border; None if all have one.
       others: machine code of the kernels that XLA adds around it, by name.
     """
 
@@ -54,7 +54,7 @@ class Report:
     code: Code
     rows: float
     taps: float
-    free: float
+    free: float | None
     others: dict[str, Code]
 
     @property
@@ -70,6 +70,8 @@ class Report:
         """Issue slots per (pixel, tap, group) over all programs that need no exact pass."""
         # The shortest ways take the exact pass instead of the unrolled one, or turn round at once.
         paths = [x for x in self.paths if x > self.paths[-1] / 2]
+        if self.free is None:
+            return paths[0]
         # Ways that differ by a few instructions outside the loops are one.
         border = [x for x in paths if x > 1.02 * paths[0]] or paths
         return self.free * paths[0] + (1 - self.free) * border[0]
@@ -121,10 +123,10 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
     return Report(kernel, tile, Code(kernel.sass), rows, taps, share, others)
 
 
-def free_share(problem: Problem, tile: Tile, name: str) -> float:
-    """The share of programs that run without masks, by counting them."""
+def free_share(problem: Problem, tile: Tile, name: str) -> float | None:
+    """The share of programs that run without masks, by counting them; None if none ever does."""
     if not problem.softmax:
-        return 0.0
+        return None
     if name == "key":
         strips = Strips(problem.height, problem.width, tile.strip, problem.groups, 1)
         low, high = gpu_key_gradient.key_strip_range(problem, tile.strip)
@@ -132,6 +134,8 @@ def free_share(problem: Problem, tile: Tile, name: str) -> float:
         units = problem.groups * (problem.chunks if name == "forward" else 1)
         strips = Strips(*problem.out_size, tile.strip, units, 1)
         low, high = gpu_forward.strip_range(problem, tile.strip)
+    if low > high:
+        return None
     column = strips.units * strips.rows
     programs = -(-strips.lanes // tile.lanes)
     free = 0
@@ -191,9 +195,10 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
             classes = ", ".join(f"{k} {v}" for k, v in found.code.classes(loop).items())
             print(f"  loop over rows: {count * found.rows / found.taps:.2f} per tap: {classes}")
     print(f"  issue slots per tap, by path: {', '.join(f'{x:.2f}' for x in found.paths)}")
+    free = "none" if found.free is None else f"{found.free:.0%}"
     print(
-        f"  average {found.average:.2f}: {found.free:.0%} of the programs touch neither the left "
-        "nor the right border"
+        f"  average {found.average:.2f}: {free} of the programs touch neither the left nor the "
+        "right border"
     )
     model = bounds(gpu, shape, dtype, found, name)
     print("  MODEL, us: " + ", ".join(f"{k} {v:.1f}" for k, v in model.items()))
