@@ -167,7 +167,10 @@ def _query_kernel(
               masked: the strip may touch the left or right border.
             """
             similarity = Similarity(problem, fast)
-            q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
+            if fast and softmax:
+                q = queries
+            else:
+                q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
             normalizers: list[list[Vector]] = [[]] * strip.count
             if softmax and not fast:
                 normalizers = [
@@ -257,20 +260,22 @@ def _query_kernel(
             return loop(problem.chunks, add_chunk, [zero] * strip.count)
 
         delta = deltas(whole)
-        finding = jnp.zeros((tile.lanes,), jnp.int32)
+        shifted = wide = jnp.zeros((tile.lanes,), jnp.bool_)
         trust = Similarity(problem, fast=True)
+        queries = [trust.centre(whole.load_query(q_ref, i)) for i in range(tile.strip)]
         pairs = []
         for i, fits in enumerate(whole.fits):
             factor = load(factor_ref, whole.place(i), fits, 0.0)
             odd = load(shift_ref, whole.place(i), fits, 0.0) != 0.0
-            for distrusted in trust.distrusts(trust.centre(whole.load_query(q_ref, i))):
+            for distrusted in trust.distrusts(queries[i]):
                 odd |= distrusted
-            wide = ~((factor >= SMALLEST_FACTOR) & (factor <= LARGEST_FACTOR))
-            found = jnp.where(odd, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
+            far = ~((factor >= SMALLEST_FACTOR) & (factor <= LARGEST_FACTOR))
             # Of lanes without work too: what they multiply by zero must be finite.
-            finding = jnp.maximum(finding, found if fits is None else jnp.where(fits, found, PLAIN))
+            shifted |= odd if fits is None else odd & fits
+            wide |= far if fits is None else far & fits
             pairs.append((factor, -delta[i]))
             store(alu, pairs_ref, whole.pair(i), join(*pairs[i]), whole.ok[i])
+        finding = jnp.where(shifted, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
         worst = jnp.max(finding)
         store(alu, findings_ref, lane, finding, live)
 

@@ -88,10 +88,10 @@ def test_drops_in_for_a_convolution(strides, size):
     assert shapes[0].dtype == shapes[1].dtype
 
 
-def test_initial_weights_are_he_normal_and_an_almost_flat_prior():
+def test_initial_weights_are_small_queries_and_keys_and_an_almost_flat_prior():
     layer = LocalRelation(512, 256, rngs=nnx.Rngs(0))
-    for linear in (layer.query, layer.output):
-        np.testing.assert_allclose(np.std(linear.kernel[...]), np.sqrt(2 / 512), rtol=0.03)
+    for linear, variance in ((layer.query, 0.1), (layer.key, 0.1), (layer.output, 2)):
+        np.testing.assert_allclose(np.std(linear.kernel[...]), np.sqrt(variance / 512), rtol=0.03)
         assert linear.bias is None
     assert layer.prior.hidden.kernel.shape == (2, 64)  # as wide as there are groups
     np.testing.assert_allclose(np.std(layer.prior.output.kernel[...]), 0.01, rtol=0.05)
