@@ -76,7 +76,8 @@ def test_load_checkpoint_rebuilds_the_network(tmp_path):
     want = jax.jit(functional.apply)(*jax.device_get((state.params, state.batch_stats)), images)
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "7"):
         loaded, record = lrnet_jax.load_checkpoint(path)
-        np.testing.assert_array_equal(nnx.jit(loaded)(images), want)
+        # Two programs: XLA may round them apart.
+        np.testing.assert_allclose(nnx.jit(loaded)(images), want, rtol=1e-5)
         assert record["step"] == 7
         assert record["skipped"] == []
 
