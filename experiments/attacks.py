@@ -36,7 +36,35 @@ class Budget:
 
 
 # Table 9 gives eps; the steps are likely those of the work it follows, not certain.
-PAPER_BUDGETS = (Budget(16.0, 1.0, 20), Budget(16.0, 2.0, 10))
+PAPER_BUDGETS: tuple[Budget, ...] = (Budget(16.0, 1.0, 20), Budget(16.0, 2.0, 10))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """An attack at several budgets, as a command asks for it.
+
+    Attributes:
+      kind: "targeted" or "untargeted".
+      budgets: of the attack.
+      seed: of its random starts and targets.
+      typed: the flags of `experiments.evaluate` that ask for it.
+    """
+
+    kind: str
+    budgets: tuple[Budget, ...]
+    seed: int
+    typed: tuple[str, ...]
+
+    def is_done(self, kept: Iterable[dict[str, Any]]) -> bool:
+        """Whether a workdir's numbers of its last step hold those of every budget."""
+        places = {tuple(record[name] for name in ("kind", "seed", *_BUDGET)) for record in kept}
+        return all(
+            (self.kind, self.seed, *dataclasses.astuple(budget)) in places
+            for budget in self.budgets
+        )  # fmt: skip
+
+
+_BUDGET = tuple(field.name for field in dataclasses.fields(Budget))
 
 
 def parallel_step(

@@ -113,7 +113,8 @@ def print_help() -> None:
     for name, config in RECIPES.items():
         if name.partition("/")[1] and name.partition("/")[0] != group:
             group = name.partition("/")[0]
-            print(f" rows of the paper's {group.replace('table', 'Table ')}:")
+            table = group.removeprefix("table")
+            print(f" rows of the paper's Table {table}:" if table != group else f" {group}:")
         print(f"  {name:26s} {config.network} on {config.data.name}")
     example = RECIPES[_overrides[0][0]] if _overrides and _overrides[0][0] in RECIPES else None
     example = example or RECIPES["lrnet50"]

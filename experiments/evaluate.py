@@ -7,8 +7,9 @@ The checkpoint says how to build the network and which images it was trained on;
 as the training run had, the numbers are the training run's own, bit for bit.
 
 With --attack, each image is changed first so that the network errs (`lrnet_jax.training.attack`);
-the paper's budgets, eps 16 in 20 steps of 1 and in 10 of 2, are attacks of their own. Of a finished
-run the numbers are kept in its workdir, for `experiments.tables`.
+the paper's budgets, eps 16 in 20 steps of 1 and in 10 of 2, are attacks of their own, and --epsilon
+may be given several times. Of a finished run the numbers are kept in its workdir, for
+`experiments.tables`.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ from absl import flags
 import lrnet_jax
 from experiments import attacks, command_line
 from experiments import config as configs
-from experiments.attacks import Budget
+from experiments.attacks import Budget, Plan
 from experiments.config import ConfigError
 from experiments.inputs import eval_batches, make_normalize, open_data
 from experiments.results import describe_result
@@ -45,9 +46,10 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images per step over all devices; the run's own by default.", lower_bound=1
 )
 _ATTACK = flags.DEFINE_enum("attack", None, attacks.KINDS, "Attack the images first.")
-_EPSILON = flags.DEFINE_float(
-    "epsilon", 16.0, "How far a pixel may be moved, of 255.", lower_bound=0.0
-)
+_EPSILON = flags.DEFINE_multi_float(
+    "epsilon", 16.0, "How far a pixel may be moved, of 255; several are several attacks.",
+    lower_bound=0.0,
+)  # fmt: skip
 _STEPS = flags.DEFINE_integer(
     "steps", None, "Of the attack, with --step_size: instead of the paper's two.", lower_bound=0
 )
@@ -83,13 +85,33 @@ def chosen_budgets() -> tuple[Budget, ...]:
       ConfigError: one of --steps and --step_size without the other.
     """
     steps, size = _STEPS.value, _STEP_SIZE.value
-    if steps is None and size is None:
-        return tuple(dataclasses.replace(b, epsilon=_EPSILON.value) for b in attacks.PAPER_BUDGETS)
-    if steps is None or size is None:
+    if (steps is None) != (size is None):
         raise ConfigError(
             f"--steps={steps} and --step_size={size} make one budget; give both or none"
         )
-    return (Budget(_EPSILON.value, size, steps),)
+    kinds = attacks.PAPER_BUDGETS
+    if steps is not None and size is not None:
+        kinds = (Budget(0.0, size, steps),)
+    return tuple(
+        dataclasses.replace(budget, epsilon=epsilon)
+        for epsilon in _EPSILON.value
+        for budget in kinds
+    )  # fmt: skip
+
+
+def chosen_plan() -> Plan | None:
+    """What the flags of the attack describe; None without --attack.
+
+    Raises:
+      ConfigError: see `chosen_budgets`.
+    """
+    if not _ATTACK.value:
+        return None
+    typed = [f"--attack={_ATTACK.value}", f"--seed={_SEED.value}"]
+    typed += [f"--epsilon={epsilon:g}" for epsilon in _EPSILON.value]
+    if _STEPS.value is not None:  # and so is the step size
+        typed += [f"--steps={_STEPS.value}", f"--step_size={_STEP_SIZE.value}"]
+    return Plan(_ATTACK.value, chosen_budgets(), _SEED.value, tuple(typed))
 
 
 def evaluate_checkpoint(

@@ -2,15 +2,21 @@
 
     python -m experiments.sweep --recipes='table3/*,table8/*' --runs=runs
     python -m experiments.sweep --recipes='quickstart*' --config.train.epochs=3
+    python -m experiments.sweep --recipes='study/*' --seeds=0,1,2 --runs=runs/study
+    python -m experiments.sweep --recipes='table9/*' --attack=untargeted
 
-Each run is `python -m experiments.train` in a process of its own, in the folder RUNS/RECIPE; what
-is finished is skipped, under whatever name it computed the same, and what is not goes on from its
-checkpoint. `tableN/*` is every recipe of Table N, those of Tables 7 and 8 too. Changes of fields
-are for all of them. A run that fails is told of at the end, and the others go on; SIGINT and
-SIGTERM are passed to the run and end the sweep, which the same command continues.
+Each run is `python -m experiments.train` in a process of its own, in the folder RUNS/RECIPE, or
+with --seeds RUNS/seedN/RECIPE, all recipes with one seed before the next; what is finished is
+skipped, under whatever name it computed the same, and what is not goes on from its checkpoint.
+`tableN/*` is every recipe of Table N, those of Tables 7 and 8 too. Changes of fields are for all of
+them. With --attack, each finished run is then evaluated under that attack (all of its flags in
+`experiments.evaluate` are taken), unless its numbers are there. A run that fails is told of at the
+end, and the others go on; SIGINT and SIGTERM are passed to the run and end the sweep, which the
+same command continues.
 """
 
 import contextlib
+import dataclasses
 import fnmatch
 import pathlib
 import signal
@@ -21,15 +27,34 @@ from types import FrameType
 
 from absl import flags
 
-from experiments import command_line, tables
+from experiments import command_line, evaluate, tables
+from experiments.attacks import Plan
 from experiments.config import Config, ConfigError, override
-from experiments.finished_runs import find_runs, run_of
+from experiments.finished_runs import Run, find_runs, run_of
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import ROBUST_ROWS, ROWS
 from experiments.tables import Table
 
 _RECIPES = flags.DEFINE_list("recipes", None, "Names of recipes, or patterns such as table3/*.")
 _RUNS = flags.DEFINE_string("runs", "runs", "The folder of the workdirs.")
+_SEEDS = flags.DEFINE_list("seeds", None, "Run every recipe with each, such as 0,1,2.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run of a sweep.
+
+    Attributes:
+      name: as the sweep tells of it.
+      config: what it computes.
+      workdir: where, unless it is finished elsewhere.
+      typed: the fields that it changes, as arguments of `experiments.train`.
+    """
+
+    name: str
+    config: Config
+    workdir: pathlib.Path
+    typed: tuple[str, ...]
 
 
 def main() -> None:
@@ -37,9 +62,27 @@ def main() -> None:
     if not _RECIPES.value:
         raise ConfigError("--recipes=NAME,... is missing; such as --recipes='table3/*'")
     names = matching(_RECIPES.value)
-    failed = sweep(names, pathlib.Path(_RUNS.value), command_line.overrides())
+    failed = sweep(
+        names,
+        pathlib.Path(_RUNS.value),
+        command_line.overrides(),
+        seeds=whole_numbers(_SEEDS.value) if _SEEDS.value else (),
+        attack=evaluate.chosen_plan(),
+    )
     if failed:
         sys.exit(1)
+
+
+def whole_numbers(texts: Sequence[str]) -> list[int]:
+    """What --seeds describes, each number once.
+
+    Raises:
+      ConfigError: something is no whole number from 0 on.
+    """
+    for text in texts:
+        if not text.isdecimal():
+            raise ConfigError(f"--seeds must be whole numbers such as 0,1,2; got {text!r}")
+    return list(dict.fromkeys(map(int, texts)))
 
 
 def matching(patterns: Sequence[str]) -> list[str]:
@@ -62,8 +105,43 @@ def matching(patterns: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def plan(
+    names: Sequence[str],
+    root: pathlib.Path,
+    changes: Sequence[tuple[str, str]],
+    seeds: Sequence[int],
+) -> list[Job]:
+    """The runs of a sweep in their order: all recipes with one seed before the next.
+
+    So a sweep that ends early has whole seeds, and compares recipes on equal terms.
+
+    Raises:
+      ConfigError: a change does not fit a recipe.
+    """
+    if seeds and "seed" in dict(changes):
+        raise ConfigError("--config.seed and --seeds both set the seed; leave one out")
+    jobs = []
+    for seed in seeds or (None,):
+        own = [*changes, *([("seed", str(seed))] if seed is not None else [])]
+        typed = tuple(f"--config.{path}={text}" for path, text in own)
+        for name in names:
+            config = RECIPES[name]
+            for path, text in own:
+                config = override(config, path, text)
+            if seed is None:
+                jobs.append(Job(name, config, root / name, typed))
+            else:
+                jobs.append(Job(f"{name}, seed {seed}", config, root / f"seed{seed}" / name, typed))
+    return jobs
+
+
 def sweep(
-    names: Sequence[str], root: pathlib.Path, changes: Sequence[tuple[str, str]] = ()
+    names: Sequence[str],
+    root: pathlib.Path,
+    changes: Sequence[tuple[str, str]] = (),
+    *,
+    seeds: Sequence[int] = (),
+    attack: Plan | None = None,
 ) -> list[str]:
     """Trains what is not finished, one after another, and prints the tables.
 
@@ -71,63 +149,76 @@ def sweep(
       names: of recipes.
       root: where the workdirs are.
       changes: (field, value) as typed, for every recipe.
+      seeds: to run every recipe with; none for each recipe's own.
+      attack: to evaluate finished runs under.
 
     Returns:
-      The recipes whose run failed.
+      The runs that failed, in training or under the attack.
 
     Raises:
       ConfigError: a change does not fit a recipe; nothing was started then.
     """
-    configs: dict[str, Config] = {}
-    for name in names:
-        configs[name] = RECIPES[name]
-        for path, text in changes:
-            configs[name] = override(configs[name], path, text)
-    typed = [f"--config.{path}={text}" for path, text in changes]
+    jobs = plan(names, root, changes, seeds)
     failed: list[str] = []
     child = Child()
     with child.signals_passed_on():
-        for number, (name, config) in enumerate(configs.items(), start=1):
-            place = f"[{number}/{len(names)}] {name}"
-            done = run_of(config, find_runs(root))
-            if done is not None and not done[1]:
-                print(f"{place}: finished in {done[0].workdir}", flush=True)
-                continue
-            workdir = root / name
-            print(f"{place}: in {workdir}", flush=True)
-            code = child.run(
-                [sys.executable, "-m", "experiments.train", f"--config={name}",
-                 f"--workdir={workdir}", *typed]
-            )  # fmt: skip
+        for number, job in enumerate(jobs, start=1):
+            place = f"[{number}/{len(jobs)}] {job.name}"
+            if (done := run_of_job(job, root)) is not None:
+                print(f"{place}: finished in {done.workdir}", flush=True)
+            else:
+                print(f"{place}: in {job.workdir}", flush=True)
+                code = child.run(
+                    [sys.executable, "-m", "experiments.train", f"--config={job.config.recipe}",
+                     f"--workdir={job.workdir}", *job.typed]
+                )  # fmt: skip
+                if code != 0 and not child.stopped:
+                    print(f"{place}: failed with exit code {code}", flush=True)
+                    failed.append(job.name)
+                    continue
+            if attack is not None and not child.stopped:
+                done = run_of_job(job, root)
+                assert done is not None  # it ended with 0 and was not stopped
+                if not attack.is_done(done.attacked):
+                    print(f"{place}: {attack.kind} attack on {done.workdir}", flush=True)
+                    code = child.run(
+                        [sys.executable, "-m", "experiments.evaluate",
+                         f"--checkpoint={done.workdir}", *attack.typed]
+                    )  # fmt: skip
+                    if code != 0 and not child.stopped:
+                        print(f"{place}: attack failed with exit code {code}", flush=True)
+                        failed.append(job.name)
             if child.stopped:
                 print("stopped; the same command goes on", flush=True)
                 break
-            if code != 0:
-                print(f"{place}: failed with exit code {code}", flush=True)
-                failed.append(name)
-    print(f"\n{summary(configs, root).markdown()}\n")
-    swept = {str(row.table) for row in ROWS if row.recipe in configs}
-    swept |= {"9" for row in ROBUST_ROWS if row.recipe in configs}
+    print(f"\n{summary(jobs, root).markdown()}\n")
+    swept = {str(row.table) for row in ROWS if row.recipe in names}
+    swept |= {"9" for row in ROBUST_ROWS if row.recipe in names}
     runs = find_runs(root)
     for table in sorted(swept):
         print(f"## {tables.TITLES[table]}\n\n{tables.TABLES[table](runs).markdown()}\n")
     if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        print(f"failed: {'; '.join(failed)}", file=sys.stderr)
     return failed
 
 
-def summary(configs: dict[str, Config], root: pathlib.Path) -> Table:
+def run_of_job(job: Job, root: pathlib.Path) -> Run | None:
+    """The finished run below a folder that computed what a job does."""
+    found = run_of(job.config, find_runs(root))
+    return None if found is None or found[1] else found[0]
+
+
+def summary(jobs: Sequence[Job], root: pathlib.Path) -> Table:
     """What the swept recipes reached."""
-    runs = find_runs(root)
     rows = []
-    for name, config in configs.items():
-        found = run_of(config, runs)
-        if found is None or found[1]:
-            rows.append((name, tables.NOT_RUN, "", "", ""))
+    for job in jobs:
+        run = run_of_job(job, root)
+        if run is None:
+            rows.append((job.name, tables.NOT_RUN, "", "", ""))
         else:
-            result = found[0].result
+            result = run.result
             numbers = (f"{result['top1']:.2f}", f"{result['top5']:.2f}", f"{result['loss']:.4f}")
-            rows.append((name, *numbers, str(found[0].workdir)))
+            rows.append((job.name, *numbers, str(run.workdir)))
     return Table(("recipe", "top-1", "top-5", "loss", "run"), tuple(rows))
 
 

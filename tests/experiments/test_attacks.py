@@ -61,7 +61,7 @@ def test_mixed_images_are_not_attacked():
     ],
 )
 def test_budgets_from_the_command_line(monkeypatch, steps, size, budgets):
-    for flag, value in (("_EPSILON", 8.0), ("_STEPS", steps), ("_STEP_SIZE", size)):
+    for flag, value in (("_EPSILON", [8.0]), ("_STEPS", steps), ("_STEP_SIZE", size)):
         monkeypatch.setattr(evaluate, flag, types.SimpleNamespace(value=value))
     if budgets is not None:
         assert evaluate.chosen_budgets() == budgets

@@ -141,7 +141,7 @@ def programs():
     """
     quick, own = {}, {}
     for name, config in RECIPES.items():
-        if not name.startswith("quickstart"):
+        if not name.startswith(("quickstart", "study/")):
             model = config.model
             small = {"kernel_size": 3, "query_key_dim": min(model.query_key_dim, 2)}
             if model.channels_per_group > 1:

@@ -1,5 +1,6 @@
 """Sweeps: what they start, skip, continue and say."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,8 +11,10 @@ import time
 
 import pytest
 
+from experiments import attacks
 from experiments import config as configs
 from experiments import sweep as module
+from experiments.attacks import Budget, Plan
 from experiments.config import ConfigError, override
 from experiments.recipes import RECIPES
 from experiments.results import FILE as RESULT
@@ -34,6 +37,16 @@ def started(monkeypatch):
     def run(self, command):
         options = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
         commands.append(options)
+        options["module"] = command[2]
+        if command[2] == "experiments.evaluate":
+            attacked = [
+                {"epsilon": e, "step_size": s, "steps": n, "seed": 0, "top1": 1.0}
+                for e in (0.0, 8.0)
+                for s, n in ((1.0, 20), (2.0, 10))
+            ]
+            result = {"step": 1, "attacked": attacked}
+            attacks.keep(pathlib.Path(options["checkpoint"]), options["attack"], result)
+            return 0
         name, workdir = options.pop("config"), pathlib.Path(options["workdir"])
         if name == "table4/lrnet26_d8":
             return 2
@@ -77,6 +90,43 @@ def test_changes_are_for_all_and_checked_first(tmp_path, capsys, started):
     with pytest.raises(ConfigError, match="kernel_size must be odd"):
         sweep(["quickstart"], tmp_path / "other", [("model.kernel_size", "4")])
     assert len(started) == 2
+
+
+def test_every_seed_is_a_run_and_whole_seeds_come_first(tmp_path, capsys, started):
+    names = ["quickstart", "quickstart_conv"]
+    sweep(names, tmp_path, seeds=[0, 3])
+    expected = [str(tmp_path / seed / name) for seed in ("seed0", "seed3") for name in names]
+    assert [c["workdir"] for c in started] == expected
+    assert [c["config.seed"] for c in started] == ["0", "0", "3", "3"]
+    assert "| quickstart_conv, seed 3 | 12.50 |" in capsys.readouterr().out
+
+    started.clear()
+    sweep(names, tmp_path, seeds=[3, 0, 4])
+    assert [c["workdir"] for c in started] == [str(tmp_path / "seed4" / name) for name in names]
+    started.clear()
+    sweep(["quickstart"], tmp_path)  # its own seed is 0
+    assert not started
+    with pytest.raises(ConfigError, match="both set the seed"):
+        sweep(names, tmp_path, [("seed", "1")], seeds=[2])
+    assert module.whole_numbers(["2", "0", "2"]) == [2, 0]
+    with pytest.raises(ConfigError, match=r"--seeds must be whole numbers .* got '-1'"):
+        module.whole_numbers(["0", "-1"])
+
+
+def test_finished_runs_are_attacked_once(tmp_path, started):
+    budgets = tuple(Budget(e, s, n) for e in (0.0, 8.0) for s, n in ((1.0, 20), (2.0, 10)))
+    plan = Plan("untargeted", budgets, 0, ("--attack=untargeted", "--epsilon=0", "--epsilon=8"))
+    sweep(["quickstart"], tmp_path, seeds=[0, 1], attack=plan)
+    assert [c["module"].removeprefix("experiments.") for c in started] == [
+        "train", "evaluate", "train", "evaluate",
+    ]  # fmt: skip
+    assert started[1]["checkpoint"] == str(tmp_path / "seed0/quickstart")
+    started.clear()
+    sweep(["quickstart"], tmp_path, seeds=[0, 1], attack=plan)
+    assert not started
+    more = dataclasses.replace(plan, budgets=(*budgets, Budget(16.0, 1.0, 20)))
+    sweep(["quickstart"], tmp_path, seeds=[1], attack=more)
+    assert [c["checkpoint"] for c in started] == [str(tmp_path / "seed1/quickstart")]
 
 
 def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
