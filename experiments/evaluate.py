@@ -24,9 +24,9 @@ import jax
 from absl import flags
 
 import lrnet_jax
-from experiments import attacks, command_line
+from experiments import attack_flags, attacks, command_line
 from experiments import config as configs
-from experiments.attacks import Budget, Plan
+from experiments.attacks import Budget
 from experiments.config import ConfigError
 from experiments.inputs import eval_batches, make_normalize, open_data
 from experiments.results import describe_result
@@ -45,73 +45,28 @@ _EMA = flags.DEFINE_boolean(
 _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images per step over all devices; the run's own by default.", lower_bound=1
 )
-_ATTACK = flags.DEFINE_enum("attack", None, attacks.KINDS, "Attack the images first.")
-_EPSILON = flags.DEFINE_multi_float(
-    "epsilon", 16.0, "How far a pixel may be moved, of 255; several are several attacks.",
-    lower_bound=0.0,
-)  # fmt: skip
-_STEPS = flags.DEFINE_integer(
-    "steps", None, "Of the attack, with --step_size: instead of the paper's two.", lower_bound=0
-)
-_STEP_SIZE = flags.DEFINE_float("step_size", None, "Of the attack, of 255.", lower_bound=0.0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the attack's random starts and targets.", lower_bound=0)
 
 
 def main() -> None:
     """Entry point."""
     if not _CHECKPOINT.value:
         raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
+    plan = attack_flags.chosen_plan()
     result = evaluate_checkpoint(
         _CHECKPOINT.value,
         data_dir=_DATA_DIR.value,
         batch_size=_BATCH_SIZE.value,
         ema=_EMA.value,
-        attack=_ATTACK.value,
-        budgets=chosen_budgets(),
-        seed=_SEED.value,
+        attack=plan.kind if plan else None,
+        budgets=plan.budgets if plan else (),
+        seed=plan.seed if plan else 0,
     )
     print(describe_result(result))
-    if _ATTACK.value:
-        for line in attacks.describe(_ATTACK.value, result["attacked"]):
+    if plan is not None:
+        for line in attacks.describe(plan.kind, result["attacked"]):
             print(line)
-        attacks.keep(pathlib.Path(_CHECKPOINT.value), _ATTACK.value, result)
+        attacks.keep(pathlib.Path(_CHECKPOINT.value), plan.kind, result)
     print(json.dumps(result))
-
-
-def chosen_budgets() -> tuple[Budget, ...]:
-    """What --epsilon, --steps and --step_size describe.
-
-    Raises:
-      ConfigError: one of --steps and --step_size without the other.
-    """
-    steps, size = _STEPS.value, _STEP_SIZE.value
-    if (steps is None) != (size is None):
-        raise ConfigError(
-            f"--steps={steps} and --step_size={size} make one budget; give both or none"
-        )
-    kinds = attacks.PAPER_BUDGETS
-    if steps is not None and size is not None:
-        kinds = (Budget(0.0, size, steps),)
-    return tuple(
-        dataclasses.replace(budget, epsilon=epsilon)
-        for epsilon in _EPSILON.value
-        for budget in kinds
-    )  # fmt: skip
-
-
-def chosen_plan() -> Plan | None:
-    """What the flags of the attack describe; None without --attack.
-
-    Raises:
-      ConfigError: see `chosen_budgets`.
-    """
-    if not _ATTACK.value:
-        return None
-    typed = [f"--attack={_ATTACK.value}", f"--seed={_SEED.value}"]
-    typed += [f"--epsilon={epsilon:g}" for epsilon in _EPSILON.value]
-    if _STEPS.value is not None:  # and so is the step size
-        typed += [f"--steps={_STEPS.value}", f"--step_size={_STEP_SIZE.value}"]
-    return Plan(_ATTACK.value, chosen_budgets(), _SEED.value, tuple(typed))
 
 
 def evaluate_checkpoint(

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from experiments import attacks
@@ -46,17 +46,21 @@ def find_runs(root: pathlib.Path) -> list[Run]:
       ConfigError: a finished run's configuration is not one of this version.
     """
     runs = []
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        if configs.FILE not in files:
-            continue
-        folders.clear()  # a workdir: below it are checkpoints
-        workdir = pathlib.Path(folder)
+    for workdir in find_workdirs(root):
         if (result := finished(workdir)) is not None:
             config = configs.load(workdir / configs.FILE)
             attacked = tuple(r for r in attacks.kept(workdir) if r["step"] == result["step"])
             runs.append(Run(workdir, config, result, attacked))
     return sorted(runs, key=lambda run: run.workdir)
+
+
+def find_workdirs(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """All workdirs below a folder, whether their runs are finished or not."""
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        if configs.FILE in files:
+            folders.clear()  # below it are checkpoints
+            yield pathlib.Path(folder)
 
 
 def run_of(recipe: Config, runs: Iterable[Run]) -> tuple[Run, list[str]] | None:

@@ -27,7 +27,7 @@ from types import FrameType
 
 from absl import flags
 
-from experiments import command_line, evaluate, tables
+from experiments import attack_flags, command_line, tables
 from experiments.attacks import Plan
 from experiments.config import Config, ConfigError, override
 from experiments.finished_runs import Run, find_runs, run_of
@@ -67,7 +67,7 @@ def main() -> None:
         pathlib.Path(_RUNS.value),
         command_line.overrides(),
         seeds=whole_numbers(_SEEDS.value) if _SEEDS.value else (),
-        attack=evaluate.chosen_plan(),
+        attack=attack_flags.chosen_plan(),
     )
     if failed:
         sys.exit(1)

@@ -5,7 +5,7 @@ import types
 
 import pytest
 
-from experiments import attacks, evaluate
+from experiments import attack_flags, attacks
 from experiments.attacks import Budget
 from experiments.config import ConfigError, override
 from experiments.evaluate import evaluate_checkpoint
@@ -62,9 +62,9 @@ def test_mixed_images_are_not_attacked():
 )
 def test_budgets_from_the_command_line(monkeypatch, steps, size, budgets):
     for flag, value in (("_EPSILON", [8.0]), ("_STEPS", steps), ("_STEP_SIZE", size)):
-        monkeypatch.setattr(evaluate, flag, types.SimpleNamespace(value=value))
+        monkeypatch.setattr(attack_flags, flag, types.SimpleNamespace(value=value))
     if budgets is not None:
-        assert evaluate.chosen_budgets() == budgets
+        assert attack_flags.chosen_budgets() == budgets
     else:
         with pytest.raises(ConfigError, match="make one budget; give both or none"):
-            evaluate.chosen_budgets()
+            attack_flags.chosen_budgets()

@@ -151,6 +151,16 @@ def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
     assert process.returncode == 0
 
 
+def test_the_seed_of_an_attack_is_not_taken_for_seeds_of_runs(tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", "--recipes=quickstart", "--seed=1"]
+    done = subprocess.run(
+        [*command, f"--runs={tmp_path}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "--seed is of an attack; give --attack=untargeted" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_names_what_is_missing(monkeypatch):
     monkeypatch.setattr(module, "_RECIPES", type("Flag", (), {"value": None}))
     with pytest.raises(ConfigError, match=r"--recipes=NAME,.* is missing"):
