@@ -3,14 +3,15 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from experiments import config as configs
-from lrnet_jax.data.dataset import Batch, Dataset
+from experiments.results import describe_numbers
+from lrnet_jax.data.dataset import Batch
 from lrnet_jax.training import steps
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.attack import attack_network, attacked_eval_step
@@ -78,12 +79,6 @@ def parallel_step(
     return steps.parallel(attacked_eval_step(steps.eval_step(functional, normalize), attack))
 
 
-def batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """The evaluation split, with each image's place in it."""
-    for batch in dataset.eval_batches(batch_size):
-        yield {name: batch[name] for name in ("image", "label", "mask", "index")}
-
-
 def run(
     step: Callable[..., dict[str, jax.Array]],
     params: steps.Tree,
@@ -131,7 +126,7 @@ def describe(kind: str, results: Iterable[dict[str, Any]]) -> list[str]:
     """A line for each budget."""
     return [
         f"{kind}, eps {r['epsilon']:g}, {r['steps']} steps of {r['step_size']:g}: "
-        f"top-1 {r['top1']:.2f} %  top-5 {r['top5']:.2f} %  loss {r['loss']:.4f}"
+        f"{describe_numbers(r)}"
         for r in results
     ]
 

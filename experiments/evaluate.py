@@ -111,14 +111,14 @@ def evaluate_checkpoint(
         )
     dataset = open_data(config)
     functional, params, batch_stats = steps.split(model)
-    step = steps.parallel(steps.eval_step(functional, make_normalize(config, dataset)))
+    normalize = make_normalize(config, dataset)
+    step = steps.parallel(steps.eval_step(functional, normalize))
     params, batch_stats = steps.replicate((params, batch_stats))
     result = evaluate(step, params, batch_stats, eval_batches(dataset, batch_size))
     result = {"step": metadata["step"], **result}
     if attack is not None:
-        normalize = make_normalize(config, dataset)
         step = attacks.parallel_step(functional, normalize, targeted=attack == "targeted")
-        batches = functools.partial(attacks.batches, dataset, batch_size)
+        batches = functools.partial(eval_batches, dataset, batch_size, with_index=True)
         result["attacked"] = attacks.run(step, params, batch_stats, batches, budgets, seed)
     return result
 

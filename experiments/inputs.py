@@ -100,9 +100,13 @@ def make_attack(
     return craft
 
 
-def eval_batches(dataset: Dataset, batch_size: int) -> Iterator[Batch]:
-    """The evaluation split, the share of this process, as the evaluation step takes it."""
+def eval_batches(dataset: Dataset, batch_size: int, *, with_index: bool = False) -> Iterator[Batch]:
+    """The evaluation split, the share of this process, as the evaluation step takes it.
+
+    An attacked one also takes each image's place in the split.
+    """
+    names = ("image", "label", "mask", *(("index",) if with_index else ()))
     for batch in dataset.eval_batches(
         batch_size, process_index=jax.process_index(), process_count=jax.process_count()
     ):
-        yield {name: batch[name] for name in ("image", "label", "mask")}
+        yield {name: batch[name] for name in names}

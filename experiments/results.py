@@ -11,10 +11,12 @@ FILE = "result.json"  # of a finished run, in its workdir
 
 def describe_result(result: dict[str, Any]) -> str:
     """An evaluation in a line."""
-    return (
-        f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  "
-        f"loss {result['loss']:.4f}  on {result['count']} images"
-    )
+    return f"{describe_numbers(result)}  on {result['count']} images"
+
+
+def describe_numbers(result: dict[str, Any]) -> str:
+    """The same without the number of images."""
+    return f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}"
 
 
 def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
