@@ -13,6 +13,7 @@ not do: next to a logit of 1e6 its last bit in float32 is worth 6 % of a weight.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,8 +25,10 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.gpu_arithmetic import Alu
 from pallas_kernels.gpu_lanes import (
     Channels,
+    Form,
     Layout,
     Strips,
+    both,
     load_priors,
     loop,
     result,
@@ -33,7 +36,13 @@ from pallas_kernels.gpu_lanes import (
     store,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
-from pallas_kernels.gpu_window import OutputStrip, Row, live_lanes, strip_range
+from pallas_kernels.gpu_window import (
+    OutputStrip,
+    Row,
+    live_lanes,
+    output_strips,
+    window_rows,
+)
 from pallas_kernels.spec import Spec
 from pallas_kernels.tiling import Tile, forward_tile
 
@@ -71,14 +80,14 @@ def forward(
     """
     problem = Problem.of(spec, query, key, value, prior)
     tile = tile or forward_tile(problem)
-    strips = Strips(*problem.out_size, tile.strip, problem.groups * problem.chunks, problem.batch)
+    strips, forms = output_strips(problem, tile.strip, problem.groups * problem.chunks)
     layout = Layout.channels(problem)
     pixels = query[..., 0, 0].size
     out_shape = [layout.result(query, pixels * problem.channels)]
     if problem.softmax:
         out_shape += [result(query, pixels * problem.groups, jnp.float32)] * 2
     out, *normalizer = pl.pallas_call(
-        functools.partial(_kernel, problem, tile, strips, Alu(inline=not interpret)),
+        functools.partial(_kernel, problem, tile, strips, forms, Alu(inline=not interpret)),
         grid=(pl.cdiv(strips.lanes, tile.lanes),),
         out_shape=out_shape,
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
@@ -97,11 +106,12 @@ def forward(
     return out, (shift, factor)
 
 
-def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) -> None:
+def _kernel(
+    problem: Problem, tile: Tile, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
+) -> None:
     q_ref, k_ref, v_ref, *refs_left = refs
     prior_refs, refs_left = refs_left[: problem.has_prior], refs_left[problem.has_prior :]
     out_ref, *normalizer_refs = refs_left
-    kh = problem.spec.kernel_size[0]
 
     first = pl.program_id(0) * tile.lanes
     lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
@@ -111,9 +121,9 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     channels = Channels.of(problem, group, chunk)
     zero = jnp.zeros((tile.lanes,), jnp.float32)
 
-    def strip_of(masked: bool) -> OutputStrip:
-        ragged = masked and problem.out_size[1] % tile.strip > 0
-        return OutputStrip(problem, alu, (image, y, x0, group), live, tile.strip, ragged)
+    ragged = problem.out_size[1] % tile.strip > 0
+    whole = OutputStrip(problem, alu, (image, y, x0, group), live, tile.strip, ragged)
+    start, end = window_rows(problem, strips, first, tile.lanes)
 
     def finish(strip: OutputStrip, i: int, shift: Vector, total: Vector, acc: list[Vector]) -> None:
         def divide(ops: Any, total: Any, acc: Any) -> Any:
@@ -129,10 +139,10 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
         store(alu, normalizer_refs[0], strip.place(i), shift, ok)
         store(alu, normalizer_refs[1], strip.place(i), factor, ok)
 
-    def once(masked: bool) -> jax.Array:
+    def once(form: Form) -> jax.Array:
         """One pass without a maximum. Returns whether it must be done again."""
         similarity = Similarity(problem, fast=True)
-        strip = strip_of(masked)
+        strip = whole.of_form(strips, form)
         q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
         # Weights beyond the image's top and bottom are 0 through a prior of -inf. That needs
         # exponentials, and finite values in the row that is read instead.
@@ -150,9 +160,9 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
             row = strip.row(number, channels)
             priors = load_priors(problem, True, prior_refs, number, group, row.valid)
             for column, users in strip.taps.items():
-                mask = strip.column_mask(column) if masked else None
+                mask = strip.column_mask(column)
                 if mask_rows:
-                    mask = row.valid if mask is None else mask & row.valid
+                    mask = both(mask, row.valid)
                 k = strip.load_key(k_ref, row, column, mask)
                 v = strip.load_value(channels, v_ref, row, column, mask)
                 for i, dx in users:
@@ -162,12 +172,12 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
 
         # Without softmax there is no sum of weights.
         sums: list[list[Vector]] = [[zero] if problem.softmax else []] * strip.count
-        total, acc = loop(kh, body, (sums, [[zero] * problem.chunk] * strip.count))
+        total, acc = loop(end, body, (sums, [[zero] * problem.chunk] * strip.count), start)
         if not problem.softmax:
             outputs = channels.bases(strip.last_pixel)
             for i in range(strip.count):
                 channels.store(alu, out_ref, outputs, strip.back(i), acc[i], strip.ok[i])
-            return jnp.int32(0)
+            return first * 0
 
         def magnitude(ops: Any, acc: Any) -> Any:
             total = ops.absolute(acc[0])
@@ -190,7 +200,6 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
     def again() -> None:
         """A pass for the maximum and one for the weights, pixel by pixel: rare, so kept small."""
         similarity = Similarity(problem, fast=False)
-        whole = strip_of(masked=True)
 
         def one(number: Any, carry: Any) -> Any:
             strip = whole.pixel(number)
@@ -199,7 +208,7 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
             def logits(row: Row, number: Any) -> Any:
                 priors = load_priors(problem, False, prior_refs, number, group, row.valid)
                 for column, [(_, dx)] in strip.taps.items():
-                    mask = row.valid & strip.column_mask(column)
+                    mask = both(row.valid, strip.column_mask(column))
                     k = strip.load_key(k_ref, row, column, mask)
                     logit = alu.fuse(lambda *x: similarity.logit(*x)[0], q, k, priors[dx])
                     yield column, mask, jnp.where(mask, logit, -jnp.inf)
@@ -209,7 +218,8 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
                     largest = jnp.maximum(largest, logit)
                 return largest
 
-            largest = loop(kh, find, jnp.full((tile.lanes,), -jnp.inf, jnp.float32))
+            lowest = jnp.full((tile.lanes,), -jnp.inf, jnp.float32)
+            largest = loop(end, find, lowest, start)
 
             def tap(ops: Any, logit: Any, largest: Any, v: Any, total: Any, acc: Any) -> Any:
                 weight = ops.exp2((logit - largest) * LOG2E)
@@ -223,17 +233,19 @@ def _kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) 
                     total, acc = alu.fuse(tap, logit, largest, v, total, acc)
                 return total, acc
 
-            total, acc = loop(kh, add, (zero, [zero] * problem.chunk))
+            total, acc = loop(end, add, (zero, [zero] * problem.chunk), start)
             finish(strip, 0, largest, total, acc)
             return carry
 
         loop(tile.strip, one, 0)
 
-    low, high = strip_range(problem, tile.strip)
-    if problem.softmax and low <= high:
-        free = strips.inside(first, tile.lanes, low, high)
-        bad = jax.lax.cond(free, lambda: once(masked=False), lambda: once(masked=True))
+    if len(forms) == 1:
+        bad = once(forms[0])
     else:
-        bad = once(masked=True)
+        bad = nothing = first * 0  # Pallas-Triton returns no constants from a branch
+        for form in forms:
+            here = strips.touch(first, tile.lanes, form)
+            found = jax.lax.cond(here, functools.partial(once, form), lambda: nothing)
+            bad = jnp.maximum(bad, found)
     if problem.softmax:
         pl.when(bad > 0)(again)

@@ -1,6 +1,7 @@
 """The kernel for d_key and d_value; `gpu_backward` has the equations. A lane owns input pixels."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,10 +13,13 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.gpu_arithmetic import Alu, dot
 from pallas_kernels.gpu_lanes import (
     Channels,
+    Form,
     Layout,
+    Scalar,
     Strips,
     base,
     both,
+    by_form,
     depth_base,
     load,
     load_depth,
@@ -26,7 +30,7 @@ from pallas_kernels.gpu_lanes import (
     store_depth,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
-from pallas_kernels.gpu_query_gradient import SHIFTED, Sums, choose
+from pallas_kernels.gpu_query_gradient import SHIFTED, Sums
 from pallas_kernels.gpu_window import live_lanes
 from pallas_kernels.tiling import Tile
 
@@ -41,18 +45,14 @@ def key_side(
     sums: Sums | None,
 ) -> tuple[jax.Array, jax.Array]:
     """(d_key, d_value) as in memory."""
-    s = problem.spec.stride
-    phases = s if problem.height % s == 0 else 1
-    strips = Strips(
-        problem.height, problem.width, tile.strip, problem.groups, problem.batch, phases
-    )
+    strips, forms = key_strips(problem, tile.strip)
     inputs = [*arrays, d_out]
     if sums is not None:
         assert shift is not None
         inputs += [shift.reshape(-1), sums.pairs, sums.findings]
     places = problem.batch * problem.height * problem.width
     d_key, d_value = pl.pallas_call(
-        functools.partial(_key_kernel, problem, tile, strips, Alu(inline=not interpret)),
+        functools.partial(_key_kernel, problem, tile, strips, forms, Alu(inline=not interpret)),
         grid=(pl.cdiv(strips.lanes, tile.lanes),),
         out_shape=[
             Layout.depth(problem, 1).result(d_out, places * problem.groups * problem.depth),
@@ -65,7 +65,9 @@ def key_side(
     return d_key, d_value
 
 
-def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: Any) -> None:
+def _key_kernel(
+    problem: Problem, tile: Tile, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
+) -> None:
     q_ref, k_ref, v_ref, *left = refs
     prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
     g_ref, *left = left
@@ -99,36 +101,30 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
             row = jnp.minimum(offset // spec.dilation, kh - 1)
         return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
 
-    def rows() -> Any:
-        """Turns of the loop over window rows that some lane of this program needs."""
-        if s == 1:
-            return kh
-        reach = (kh - 1) * spec.dilation
-        if strips.phases == 1:
-            return reach // s + 1
-        # Lanes of one phase lie side by side, so most programs hold one phase.
-        offset = lax.rem(y + pad_y, jnp.int32(s))
-        return jnp.max((reach - offset) // s) + 1
+    start_turn, end_turn = turns(problem, strips, first, tile.lanes)
 
-    count = rows()
-
-    def gather(strip: int, x0: Vector, fast: bool, masked: bool) -> None:
+    def gather(strip: int, x0: Vector, fast: bool, form: Form | None) -> None:
         """Sums over the outputs that see these keys.
 
         Args:
           strip: keys side by side, a multiple of the stride.
           x0: column of the first one.
           fast: all shifts are 0.
-          masked: outputs may lie beyond the left or right border.
+          form: of the strip; None: for all lanes, any output may lie beyond the border.
         """
         similarity = Similarity(problem, fast, of_key=True)
-        taps = _output_columns(problem, strip)
-        last = max(taps)
+        taps, mine, columns = output_columns(problem, strip), live, None
+        if form is not None:
+            inside, x0 = strips.members(x0, form)
+            mine, columns = both(live, inside), form.columns
+        if columns is not None:
+            taps = {column: users for column, users in taps.items() if column in columns}
+        last = max(taps, default=0)
         last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
         keys = depth_base(problem, key_layout, last_pixel * groups + group)
-        ragged = problem.width % tile.strip > 0
+        ragged = columns is None and problem.width % tile.strip > 0
         fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
-        ok = [both(live, x) for x in fits]
+        ok = [both(mine, x) for x in fits]
         back = [i + 1 - strip for i in range(strip)]
         k = [
             similarity.centre(
@@ -168,7 +164,7 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
                 priors = load_priors(problem, fast, prior_refs, row, group, valid)
                 for column, users in taps.items():
                     mask = None
-                    if masked:  # one comparison: negative is large
+                    if columns is None:  # one comparison: negative is large
                         mask = (x0 // s + column).astype(jnp.uint32) < wo
                     if not softmax:
                         mask = both(mask, valid)
@@ -195,7 +191,7 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
                 return d_keys, d_values
 
             zeros = [[zero] * problem.chunk] * strip
-            d_keys, d_values = loop(count, add_row, (d_keys, zeros))
+            d_keys, d_values = loop(end_turn, add_row, (d_keys, zeros), start_turn)
             for i in range(strip):
                 channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
             return d_keys
@@ -205,29 +201,51 @@ def _key_kernel(problem: Problem, tile: Tile, strips: Strips, alu: Alu, *refs: A
             parts = [similarity.finish(x) for x in d_keys[i]]
             store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
 
+    def gather_all(fast: bool) -> None:
+        run = functools.partial(gather, tile.strip, first_x, fast)
+        by_form(strips, forms, first, tile.lanes, run)
+
     if not softmax:
-        gather(tile.strip, first_x, fast=False, masked=True)
+        gather_all(fast=False)
         return
 
     def exact() -> None:
         """As few keys at a time as the stride allows: rare, so kept small."""
 
         def some(number: Any, carry: Any) -> Any:
-            gather(s, first_x + number * s, fast=False, masked=True)
+            gather(s, first_x + number * s, fast=False, form=None)
             return carry
 
         loop(tile.strip // s, some, 0)
 
-    low, high = key_strip_range(problem, tile.strip)
-    choose(
-        jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED,
-        strips.inside(first, tile.lanes, low, high) if low <= high else None,
-        functools.partial(gather, tile.strip, first_x, fast=True),
-        exact,
-    )
+    plain = jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED
+    lax.cond(plain, lambda: gather_all(fast=True), exact)
 
 
-def _output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
+def turns(problem: Problem, strips: Strips, first: Scalar, count: int) -> tuple[Any, Any]:
+    """From and to (exclusive) which turn of the loop over window rows a program's lanes need."""
+    spec, rows, s = problem.spec, problem.out_size[0], jnp.int32(problem.spec.stride)
+    low, high, alike = strips.row_range(first, count)
+    low, high = low + spec.padding[0], high + spec.padding[0]
+    kh, dilation = spec.kernel_size[0], jnp.int32(spec.dilation)
+    if spec.stride == 1:
+        below = jnp.maximum(low - (rows - 1), 0) + (spec.dilation - 1)
+        return lax.div(below, dilation), jnp.minimum(lax.div(high, dilation) + 1, kh)
+    # Lanes of one phase lie side by side, so most programs hold one phase.
+    offset = jnp.where(alike & (strips.phases > 1), lax.rem(low, s), 0)
+    end = jnp.minimum(lax.div(high, s), lax.div((kh - 1) * dilation - offset, s)) + 1
+    return jnp.maximum(lax.div(low, s) - (rows - 1), 0), end
+
+
+def key_strips(problem: Problem, strip: int) -> tuple[Strips, list[Form]]:
+    """How lanes cover the keys, and the forms of code for that."""
+    s, height, width = problem.spec.stride, problem.height, problem.width
+    phases = s if height % s == 0 else 1
+    strips = Strips(height, width, strip, problem.groups, problem.batch, phases)
+    return strips, strips.forms(strip // s, 0, output_columns(problem, strip), problem.out_size[1])
+
+
+def output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
     """Output column, counted from the strip's first -> the (key pixel, tap) pairs it looks at."""
     spec, pad = problem.spec, problem.spec.padding[1]
     taps: dict[int, list[tuple[int, int]]] = {}
@@ -237,11 +255,3 @@ def _output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, i
             if rest == 0:
                 taps.setdefault(column, []).append((i, dx))
     return dict(sorted(taps.items()))
-
-
-def key_strip_range(problem: Problem, strip: int) -> tuple[int, int]:
-    """Numbers of the first and last strip that only outputs inside the image look at."""
-    columns = _output_columns(problem, strip)
-    step = strip // problem.spec.stride
-    high = min((problem.out_size[1] - 1 - max(columns)) // step, problem.width // strip - 1)
-    return max(0, -(min(columns) // step)), high

@@ -12,9 +12,10 @@ and keep the rest.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -334,9 +335,31 @@ class Channels:
             layout.store(alu, ref, index, offset, piece, both(mask, exists))
 
 
+class Form(NamedTuple):
+    """Strips for which a kernel has code of its own.
+
+    Attributes:
+      ranges: numbers of the first and last strip of each run of neighbours.
+      columns: of the columns that a strip looks at, those that exist for every one of these strips,
+        while no other exists for any; None: each lane must ask.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    columns: tuple[int, ...] | None
+
+
+# Code grows with every form, and compile time with it.
+MOST_FORMS = 5
+SMALLEST_SHARE = 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """How lanes cover an image with strips: lane number <-> (image, strip, row, unit).
+    """How lanes cover the images with strips: lane number <-> (image, strip, row, unit).
+
+    Lanes of one strip of several images lie side by side, so that few programs mix strips that
+    touch a border with others; not of the whole batch, so that what neighbouring strips share
+    stays in the L2 cache.
 
     Attributes:
       rows: rows of the image.
@@ -360,46 +383,138 @@ class Strips:
         return -(-self.columns // self.strip)
 
     @property
-    def per_image(self) -> int:
-        """Lanes with work on one image."""
-        return self.per_row * self.rows * self.units
+    def together(self) -> int:
+        """Images whose lanes of one strip lie side by side."""
+        return next(n for n in range(8, 0, -1) if self.batch % n == 0)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Lanes as an array: (batch / together, strips, together, rows, units)."""
+        together = self.together
+        return self.batch // together, self.per_row, together, self.rows, self.units
 
     @property
     def lanes(self) -> int:
         """Lanes with work."""
-        return self.batch * self.per_image
+        return math.prod(self.shape)
 
     def place(self, lane: Vector) -> tuple[Vector, Vector, Vector, Vector]:
         """(image, row, first column, unit) of a lane."""
-        unit, lane = lax.rem(lane, jnp.int32(self.units)), lax.div(lane, jnp.int32(self.units))
-        row, lane = lax.rem(lane, jnp.int32(self.rows)), lax.div(lane, jnp.int32(self.rows))
-        strip, image = (
-            lax.rem(lane, jnp.int32(self.per_row)),
-            lax.div(lane, jnp.int32(self.per_row)),
-        )
-        if self.phases > 1:
-            per_phase = jnp.int32(self.rows // self.phases)
-            row = lax.rem(row, per_phase) * self.phases + lax.div(row, per_phase)
-        return image, row, strip * self.strip, unit
+        digits = []
+        for size in reversed(self.shape[1:]):
+            digits.append(lax.rem(lane, jnp.int32(size)))
+            lane = lax.div(lane, jnp.int32(size))
+        unit, row, image, strip = digits
+        return lane * self.together + image, self._true_row(row), strip * self.strip, unit
 
-    def inside(self, first: Scalar, count: int, low: int, high: int) -> jax.Array:
-        """Whether lanes first .. first + count - 1 only hold strips numbered low .. high."""
-        per_strip = self.units * self.rows
-        last = jnp.minimum(first + count, self.lanes) - 1
-        a, b = lax.div(first, jnp.int32(per_strip)), lax.div(last, jnp.int32(per_strip))
-        strip = lax.rem(a, jnp.int32(self.per_row))
-        return (strip >= low) & (strip + (b - a) <= high)
+    def _true_row(self, row: Any) -> Any:
+        if self.phases == 1:
+            return row
+        per_phase = jnp.int32(self.rows // self.phases)
+        return lax.rem(row, per_phase) * self.phases + lax.div(row, per_phase)
+
+    def row_range(self, first: Scalar, count: int) -> tuple[Scalar, Scalar, jax.Array]:
+        """(lowest, highest row, whether of one phase) of the lanes first .. first + count - 1."""
+        a, b = self._ends(first, count)
+        run = jnp.int32(self.rows // self.phases * self.units)
+        alike = lax.div(a, run) == lax.div(b, run)
+        low, high = (
+            self._true_row(lax.rem(lax.div(x, jnp.int32(self.units)), jnp.int32(self.rows)))
+            for x in (a, b)
+        )
+        return jnp.where(alike, low, 0), jnp.where(alike, high, self.rows - 1), alike
+
+    def touch(self, first: Scalar, count: int, form: Form) -> jax.Array:
+        """Whether a lane among first .. first + count - 1 has a strip of the form."""
+        per_strip = jnp.int32(self.units * self.rows * self.together)
+        a, b = (lax.div(x, per_strip) for x in self._ends(first, count))
+        start = lax.rem(a, jnp.int32(self.per_row))
+        end = start + (b - a)
+        found = jnp.bool_(False)
+        for low, high in form.ranges:
+            found |= ((start <= high) & (end >= low)) | (end >= low + self.per_row)
+        return found
+
+    def _ends(self, first: Scalar, count: int) -> tuple[jax.Array, jax.Array]:
+        return jnp.minimum(first, self.lanes - 1), jnp.minimum(first + count, self.lanes) - 1
+
+    def members(self, x0: Vector, form: Form) -> tuple[Vector | None, Vector]:
+        """Which lanes have a strip of the form (None: all), and a first column fit for all."""
+        [first, *others] = form.ranges
+        if first == (0, self.per_row - 1):
+            return None, x0 if self.per_row > 1 else jnp.zeros_like(x0)
+        low, high = (x * self.strip for x in first)
+        if form.columns is not None:  # lanes of other strips must not look beyond the array
+            fit = jnp.full_like(x0, low) if low == high else jnp.clip(x0, low, high)
+            return fit == x0, fit
+        inside = (x0 >= low) & (x0 <= high)
+        for low, high in others:
+            inside |= (x0 >= low * self.strip) & (x0 <= high * self.strip)
+        return inside, x0
+
+    def forms(self, step: int, start: int, columns: Iterable[int], limit: int) -> list[Form]:
+        """The forms of code that a kernel needs; every strip has one.
+
+        Strips at the border look at fewer columns. Where such a strip is a good part of all, code
+        that knows which ones saves the masks and the arithmetic on nothing.
+
+        Args:
+          step: how many of the columns that it looks at a strip lies beyond its neighbour.
+          start: column number 0 of the first strip.
+          columns: numbers of what a strip looks at.
+          limit: columns 0 .. limit - 1 exist.
+        """
+        runs: list[tuple[list[int], tuple[int, ...] | None]] = []
+        for strip in range(self.per_row):
+            there: tuple[int, ...] | None = tuple(
+                c for c in columns if 0 <= start + strip * step + c < limit
+            )
+            if (strip + 1) * self.strip > self.columns:
+                there = None  # it sticks out
+            if not runs or runs[-1][1] != there:
+                runs.append(([strip, strip], there))
+            runs[-1][0][1] = strip
+        small = [
+            (low, high)
+            for (low, high), there in runs
+            if there is None or high - low + 1 < SMALLEST_SHARE * self.per_row
+        ]
+        found = [
+            Form(((low, high),), there) for (low, high), there in runs if (low, high) not in small
+        ]
+        if len(found) + bool(small) > MOST_FORMS:
+            return [Form(((0, self.per_row - 1),), None)]
+        return found + ([Form(tuple(small), None)] if small else [])
+
+
+def by_form(
+    strips: Strips, forms: Sequence[Form], first: Scalar, count: int, run: Callable[[Form], None]
+) -> None:
+    """Runs every form that some of the lanes first .. first + count - 1 need."""
+    for form in forms:
+        if len(forms) == 1:
+            run(form)
+        else:
+            pl.when(strips.touch(first, count, form))(functools.partial(run, form))
+
+
+PRIORS = 4  # a lane reads so many at a time, 16 bytes
 
 
 def scaled_prior(problem: Problem, prior: jax.Array | None) -> list[jax.Array]:
-    """The prior as the kernels read it: [] or one flat float32 array, (2, Kh*Kw, G).
+    """The prior as the kernels read it: [] or one flat float32 array, (2, Kh + 1, G, Kw padded).
 
-    First in units of log 2, then as it is. Groups last, so that a warp reads neighbours.
-    Clipped, because 3e38 * log2(e) would overflow.
+    First in units of log 2, then as it is. The additional row is that of windows rows outside the
+    image: -inf, so that weights are 0 (without softmax 0, and values must be masked). Clipped,
+    because 3e38 * log2(e) would overflow.
     """
     if prior is None:
         return []
-    natural = prior.astype(jnp.float32).reshape(problem.groups, problem.spec.taps).T
+    _, kw = problem.spec.kernel_size
+    outside = -math.inf if problem.softmax else 0.0
+    natural = jnp.swapaxes(prior.astype(jnp.float32), 0, 1)  # (Kh, G, Kw)
+    natural = jnp.pad(natural, ((0, 0), (0, 0), (0, -kw % PRIORS)))
+    natural = jnp.pad(natural, ((0, 1), (0, 0), (0, 0)), constant_values=outside)
     limit = float(np.finfo(np.float32).max)
     in_log2 = jnp.where(jnp.isinf(natural), natural, jnp.clip(natural * LOG2E, -limit, limit))
     return [jnp.stack([in_log2, natural]).reshape(-1)]
@@ -408,19 +523,20 @@ def scaled_prior(problem: Problem, prior: jax.Array | None) -> list[jax.Array]:
 def load_priors(
     problem: Problem, fast: bool, refs: Sequence[Any], row: Any, group: Vector, valid: Vector
 ) -> list[Vector]:
-    """Kw priors of a window row; -inf where the row lies outside the image, so weights are 0."""
-    kw = problem.spec.kernel_size[1]
-    outside = -math.inf if problem.softmax else 0.0
+    """Kw priors of a window row; such that weights are 0 where the row lies outside the image."""
+    kh, kw = problem.spec.kernel_size
     if not refs:
-        prior = jnp.where(valid, 0.0, outside)
+        prior = jnp.where(valid, 0.0, -math.inf if problem.softmax else 0.0)
         return [prior] * kw
-    start = row * kw + (0 if fast and problem.softmax else problem.spec.taps)
-    index = start * problem.groups + group
-    return [load(refs[0], index + i * problem.groups, valid, outside) for i in range(kw)]
+    row = jnp.where(valid, row, kh) + (0 if fast and problem.softmax else kh + 1)
+    last = kw + -kw % PRIORS - PRIORS
+    start = base((row * problem.groups + group) * (last + PRIORS) + last, PRIORS)
+    vectors = [load(refs[0], span(start, i - last, PRIORS)) for i in range(0, kw, PRIORS)]
+    return [prior for vector in vectors for prior in split(vector)][:kw]
 
 
-def loop(count: Scalar, body: Callable[[Any, Any], Any], init: Any) -> Any:
+def loop(count: Scalar, body: Callable[[Any, Any], Any], init: Any, start: Scalar = 0) -> Any:
     """`fori_loop`; a single turn is no loop, and its number a Python int."""
-    if isinstance(count, int) and count == 1:
-        return body(0, init)
-    return lax.fori_loop(0, count, body, init)
+    if isinstance(count, int) and isinstance(start, int) and count - start == 1:
+        return body(start, init)
+    return lax.fori_loop(start, count, body, init)

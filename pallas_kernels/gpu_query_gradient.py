@@ -7,7 +7,7 @@ atomics, and few enough lanes that the columns stay in the L2 cache. XLA adds up
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,12 @@ from pallas_kernels.gpu_arithmetic import Alu, dot
 from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_lanes import (
     Channels,
+    Form,
     Layout,
     Strips,
     base,
     both,
+    by_form,
     join,
     load,
     load_priors,
@@ -32,7 +34,7 @@ from pallas_kernels.gpu_lanes import (
     store,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
-from pallas_kernels.gpu_window import OutputStrip, strip_range
+from pallas_kernels.gpu_window import OutputStrip, output_strips, window_rows
 from pallas_kernels.tiling import Tile
 
 # A factor in this range may be multiplied into g: products g * value up to 3e32 do not overflow.
@@ -41,6 +43,10 @@ LARGEST_FACTOR = 2.0**20
 
 # What a program of the query kernel finds out about its pixels.
 PLAIN, WIDE_FACTOR, SHIFTED = 0, 1, 2
+
+
+# The gradient of the output and the start of the sums g . value, for each pixel.
+Gradient = tuple[list[list[Vector]], list[Vector]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +73,7 @@ def query_side(
     normalizer: Normalizer | None,
 ) -> tuple[jax.Array, jax.Array | None, Sums | None]:
     """(d_query as in memory, d_prior as (Kh*Kw, G), the sums of a softmax)."""
-    strips = Strips(*problem.out_size, tile.strip, problem.groups, problem.batch)
+    strips, forms = output_strips(problem, tile.strip, problem.groups)
     # Lanes side by side; each takes `turns` strips, this far apart, all of one group.
     per_turn = pl.cdiv(pl.cdiv(strips.lanes, tile.turns), problem.groups) * problem.groups
     programs = pl.cdiv(per_turn, tile.lanes)
@@ -85,7 +91,7 @@ def query_side(
         shapes.append(result(d_out, problem.spec.taps * per_turn, jnp.float32))
     d_query, *rest = pl.pallas_call(
         functools.partial(
-            _query_kernel, problem, tile, strips, per_turn, Alu(inline=not interpret)
+            _query_kernel, problem, tile, strips, forms, per_turn, Alu(inline=not interpret)
         ),
         grid=(programs,),
         out_shape=shapes,
@@ -96,18 +102,18 @@ def query_side(
     sums = d_prior = None
     if problem.softmax:
         pairs, findings, *rest = rest
-        sums = Sums(pairs, _by_key_row(problem, findings))
+        sums = Sums(pairs, _by_key_row(problem, strips, findings))
     if problem.has_prior:
         columns = rest[0].reshape(problem.spec.taps, per_turn // problem.groups, problem.groups)
         d_prior = jnp.sum(columns, axis=1)
     return d_query, d_prior, sums
 
 
-def _by_key_row(problem: Problem, findings: jax.Array) -> jax.Array:
+def _by_key_row(problem: Problem, strips: Strips, findings: jax.Array) -> jax.Array:
     """Findings of the query kernel's lanes as in `Sums`."""
     spec, (rows, _) = problem.spec, problem.out_size
-    lanes = findings.reshape(problem.batch, -1, rows, problem.groups)
-    of_row = jnp.max(lanes, axis=(1, 3))[:, None]  # (B, 1, Ho)
+    of_row = jnp.max(findings.reshape(strips.shape), axis=(1, 4))
+    of_row = of_row.reshape(problem.batch, 1, rows)
     offset = jnp.arange(problem.height)[:, None] + spec.padding[0]
     offset = offset - jnp.arange(rows) * spec.stride  # (H, Ho), into the window
     looks = (offset >= 0) & (offset <= (spec.kernel_size[0] - 1) * spec.dilation)
@@ -115,7 +121,13 @@ def _by_key_row(problem: Problem, findings: jax.Array) -> jax.Array:
 
 
 def _query_kernel(
-    problem: Problem, tile: Tile, strips: Strips, per_turn: int, alu: Alu, *refs: Any
+    problem: Problem,
+    tile: Tile,
+    strips: Strips,
+    forms: Sequence[Form],
+    per_turn: int,
+    alu: Alu,
+    *refs: Any,
 ) -> None:
     q_ref, k_ref, v_ref, *left = refs
     prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
@@ -124,20 +136,35 @@ def _query_kernel(
         out_ref, shift_ref, factor_ref, d_query_ref, pairs_ref, findings_ref, *left = left
     else:
         d_query_ref, *left = left
-    softmax, kw = problem.softmax, problem.spec.kernel_size[1]
+    softmax, (kh, kw) = problem.softmax, problem.spec.kernel_size
     program = pl.program_id(0)
     column_of_lane = program * tile.lanes + jnp.arange(tile.lanes, dtype=jnp.int32)
     zero = jnp.zeros((tile.lanes,), jnp.float32)
+
+    def priors_at(row: Any, dx: int) -> Vector:
+        """Where this lane's column of memory has the sum of a tap."""
+        return base((row * kw + (kw - 1)) * per_turn + column_of_lane) + (dx + 1 - kw) * per_turn
+
+    has_column = None if per_turn % tile.lanes == 0 else column_of_lane < per_turn
+    if problem.has_prior:
+
+        def clear(row: Any, carry: Any) -> Any:
+            for dx in range(kw):
+                store(alu, left[0], priors_at(row, dx), zero, has_column)
+            return carry
+
+        loop(kh, clear, 0)
 
     def turn(turns_before: Any, carry: Any) -> Any:
         first = program * tile.lanes + turns_before * per_turn
         lane = column_of_lane + turns_before * per_turn
         live = (column_of_lane < per_turn) & (lane < strips.lanes)
-        # Lanes without work look at the last strip, multiply by zero and store nothing.
+        # Lanes without work look at the last strip and store nothing.
         place = strips.place(jnp.minimum(lane, strips.lanes - 1))
         ragged = problem.out_size[1] % tile.strip > 0
         whole = OutputStrip(problem, alu, place, live, tile.strip, ragged)
         group = whole.group
+        start_row, end_row = window_rows(problem, strips, first, tile.lanes)
 
         def load_gradient(strip: OutputStrip, chunk: Any, ref: Any = g_ref) -> list[list[Vector]]:
             channels = Channels.of(problem, group, chunk)
@@ -147,24 +174,41 @@ def _query_kernel(
                 for i in range(strip.count)
             ]
 
+        def prepared(
+            g: list[list[Vector]], pairs: list[tuple[Vector, Vector]], chunk: Any, fast: bool
+        ) -> Gradient:
+            """(g, -delta), both times the factor if `fast`, for a chunk of channels."""
+            start = [minus_delta for _, minus_delta in pairs] if softmax else [zero] * len(g)
+            if problem.chunks > 1:  # delta counts once
+                start = [jnp.where(chunk == 0, x, 0.0) for x in start]
+            if not (fast and softmax):
+                return g, start
+
+            def scale(ops: Any, g: Any, start: Any, factor: Any) -> Any:
+                return [x * factor for x in g], start * factor
+
+            scaled = [
+                alu.fuse(scale, x, y, factor)
+                for x, y, (factor, _) in zip(g, start, pairs, strict=True)
+            ]
+            return [x for x, _ in scaled], [y for _, y in scaled]
+
         # Kept in registers unless there are several chunks.
         gradient = load_gradient(whole, 0) if problem.chunks == 1 else []
 
         def gather(
             strip: OutputStrip,
             pairs: list[tuple[Vector, Vector]],
-            earlier: Any,
             fast: bool,
-            masked: bool,
+            kept: Gradient | None = None,
         ) -> None:
             """Sums over the taps of a strip.
 
             Args:
-              strip: whole, or one pixel of it.
+              strip: whole, for all or some lanes, or one pixel of it.
               pairs: (factor, -delta) of each pixel.
-              earlier: pixels of this turn that already added to d_prior.
               fast: shifts are 0, factors may be multiplied into g.
-              masked: the strip may touch the left or right border.
+              kept: what `prepared` gave, if registers hold it.
             """
             similarity = Similarity(problem, fast)
             if fast and softmax:
@@ -193,19 +237,7 @@ def _query_kernel(
 
             def add_chunk(chunk: Any, sums: Any) -> Any:
                 channels = Channels.of(problem, group, chunk)
-                g = list(gradient) if gradient and strip is whole else load_gradient(strip, chunk)
-                start = (
-                    [minus_delta for _, minus_delta in pairs] if softmax else [zero] * strip.count
-                )
-                if problem.chunks > 1:  # delta counts once
-                    start = [jnp.where(chunk == 0, x, 0.0) for x in start]
-                if fast and softmax:
-
-                    def scale(ops: Any, g: Any, start: Any, factor: Any) -> Any:
-                        return [x * factor for x in g], start * factor
-
-                    for i in range(strip.count):
-                        g[i], start[i] = alu.fuse(scale, g[i], start[i], pairs[i][0])
+                g, start = kept or prepared(load_gradient(strip, chunk), pairs, chunk, fast)
 
                 def add_row(number: Any, sums: Any) -> Any:
                     sums = [list(x) for x in sums]
@@ -213,7 +245,7 @@ def _query_kernel(
                     priors = load_priors(problem, fast, prior_refs, number, group, row.valid)
                     d_priors = [zero] * kw
                     for column, users in strip.taps.items():
-                        mask = strip.column_mask(column) if masked else None
+                        mask = strip.column_mask(column)
                         if not softmax:
                             mask = both(mask, row.valid)
                         k = strip.load_key(k_ref, row, column, mask)
@@ -225,28 +257,32 @@ def _query_kernel(
                                 sums[i], d_priors[dx],
                             )  # fmt: skip
                     if problem.has_prior:
-                        add_priors(number, d_priors, turns_before + chunk + earlier)
+                        add_priors(number, d_priors, strip.live)
                     return sums
 
-                return loop(problem.spec.kernel_size[0], add_row, sums)
+                return loop(end_row, add_row, sums, start_row)
 
             sums = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip.count)
             for i in range(strip.count):
                 strip.store_query(d_query_ref, i, [similarity.finish(x) for x in sums[i]])
 
-        def add_priors(row: Any, d_priors: list[Vector], earlier: Any) -> None:
-            """Adds a window row's sums to this lane's column, which starts undefined."""
-            index = base((row * kw + (kw - 1)) * per_turn + column_of_lane)
-            mine = None if per_turn % tile.lanes == 0 else column_of_lane < per_turn
+        def add_priors(row: Any, d_priors: list[Vector], mask: Vector | None) -> None:
+            """Adds a window row's sums to this lane's column."""
             for dx, total in enumerate(d_priors):
-                where = index + (dx + 1 - kw) * per_turn
-                if not isinstance(earlier, int):
-                    again = jnp.broadcast_to(earlier > 0, where.shape)
-                    total = total + load(left[0], where, both(mine, again), 0.0)
-                store(alu, left[0], where, total, mine)
+                where = priors_at(row, dx)
+                store(alu, left[0], where, total + load(left[0], where, has_column), mask)
+
+        def gather_all(pairs: list[tuple[Vector, Vector]], fast: bool) -> None:
+            # Before the forms: what they share is in registers once.
+            kept = prepared(gradient, pairs, 0, fast) if gradient else None
+
+            def run(form: Form) -> None:
+                gather(whole.of_form(strips, form), pairs, fast, kept)
+
+            by_form(strips, forms, first, tile.lanes, run)
 
         if not softmax:
-            gather(whole, [], 0, fast=False, masked=True)
+            gather_all([], fast=False)
             return carry
 
         def deltas(strip: OutputStrip) -> list[Vector]:
@@ -270,7 +306,6 @@ def _query_kernel(
             for distrusted in trust.distrusts(queries[i]):
                 odd |= distrusted
             far = ~((factor >= SMALLEST_FACTOR) & (factor <= LARGEST_FACTOR))
-            # Of lanes without work too: what they multiply by zero must be finite.
             shifted |= odd if fits is None else odd & fits
             wide |= far if fits is None else far & fits
             pairs.append((factor, -delta[i]))
@@ -285,36 +320,12 @@ def _query_kernel(
             def one(i: Any, carry: Any) -> Any:
                 strip = whole.pixel(i)
                 factor = load(factor_ref, strip.place(0), strip.fits[0], 0.0)
-                gather(strip, [(factor, -deltas(strip)[0])], i, fast=False, masked=True)
+                gather(strip, [(factor, -deltas(strip)[0])], fast=False)
                 return carry
 
             loop(tile.strip, one, 0)
 
-        low, high = strip_range(problem, tile.strip)
-        free = strips.inside(first, tile.lanes, low, high) if low <= high else None
-        choose(
-            worst == PLAIN,
-            free,
-            functools.partial(gather, whole, pairs, 0, fast=True),
-            exact,
-        )
+        lax.cond(worst == PLAIN, lambda: gather_all(pairs, fast=True), exact)
         return carry
 
     loop(tile.turns, turn, 0)
-
-
-def choose(
-    fast: jax.Array,
-    free: jax.Array | None,
-    gather: Callable[..., None],
-    exact: Callable[[], None],
-) -> None:
-    """Runs the cheapest form that the program's pixels allow."""
-
-    def quick() -> None:
-        if free is None:
-            gather(masked=True)
-        else:
-            lax.cond(free, lambda: gather(masked=False), lambda: gather(masked=True))
-
-    lax.cond(fast, quick, exact)

@@ -4,16 +4,20 @@ What the forward kernel and the query kernel of the backward pass have in common
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from pallas_kernels.gpu_arithmetic import Alu
 from pallas_kernels.gpu_lanes import (
     Channels,
+    Form,
     Layout,
     Scalar,
+    Strips,
     base,
     both,
     depth_base,
@@ -49,6 +53,7 @@ class OutputStrip:
       live: lanes with work; None for all.
       count: pixels.
       ragged: whether pixels may lie beyond the right border.
+      columns: of the columns of keys, those that exist; None: any may lie outside the image.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class OutputStrip:
         live: Vector | None,
         count: int,
         ragged: bool,
+        columns: Sequence[int] | None = None,
     ):
         self.problem, self.alu, self.live, self.count = problem, alu, live, count
         self.image, self.y, self.x0, self.group = place
@@ -75,13 +81,28 @@ class OutputStrip:
         self._pairs = base(2 * last_place, 2)
         self._layout = Layout.depth(problem, 0)
         self._queries = depth_base(problem, self._layout, last_place)
-        self.taps = window_columns(problem, count)
+        self.masked = columns is None
+        self.taps = {
+            column: users
+            for column, users in window_columns(problem, count).items()
+            if columns is None or column in columns
+        }
         """Columns of keys; see `window_columns`."""
 
     def pixel(self, i: Scalar) -> "OutputStrip":
         """One of the pixels, as a strip of its own."""
         place = (self.image, self.y, self.x0 + i, self.group)
         return OutputStrip(self.problem, self.alu, place, self.live, 1, self.ragged)
+
+    def of_form(self, strips: Strips, form: Form) -> "OutputStrip":
+        """The same for lanes with a strip of one form; others compute anything and store nothing.
+
+        Strips of a form whose columns are known do not stick out.
+        """
+        inside, x0 = strips.members(self.x0, form)
+        place, live = (self.image, self.y, x0, self.group), both(self.live, inside)
+        ragged = self.ragged and form.columns is None
+        return OutputStrip(self.problem, self.alu, place, live, self.count, ragged, form.columns)
 
     def back(self, i: int) -> int:
         """Pixels from the last one to pixel i; not positive."""
@@ -118,8 +139,10 @@ class OutputStrip:
         keys = depth_base(problem, Layout.depth(problem, 1), end * problem.groups + self.group)
         return Row(keys, channels.bases(end), (yi >= 0) & (yi < problem.height))
 
-    def column_mask(self, column: int) -> Vector:
-        """Whether a column of keys lies in the image."""
+    def column_mask(self, column: int) -> Vector | None:
+        """Whether a column of keys lies in the image; None if it does for all lanes."""
+        if not self.masked:
+            return None
         spec = self.problem.spec
         x = (self.x0 * spec.stride + (column - spec.padding[1])).astype(jnp.uint32)
         return x < self.problem.width  # one comparison: negative is large
@@ -155,11 +178,23 @@ def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, in
     return dict(sorted(taps.items()))
 
 
-def strip_range(problem: Problem, strip: int) -> tuple[int, int]:
-    """Numbers of the first and last strip whose windows stay between the left and right border."""
-    pad, s = problem.spec.padding[1], problem.spec.stride
-    last = min(problem.out_size[1] - 1, (problem.width - 1 - pad) // s)
-    return -(-pad // (strip * s)), (last - strip + 1) // strip
+def output_strips(problem: Problem, strip: int, units: int) -> tuple[Strips, list[Form]]:
+    """How lanes cover the output, and the forms of code for that."""
+    strips = Strips(*problem.out_size, strip, units, problem.batch)
+    s, pad = problem.spec.stride, problem.spec.padding[1]
+    columns = window_columns(problem, strip)
+    return strips, strips.forms(strip * s, -pad, columns, problem.width)
+
+
+def window_rows(problem: Problem, strips: Strips, first: Scalar, count: int) -> tuple[Any, Any]:
+    """From and to (exclusive) which row the windows of a program's lanes reach into the image."""
+    spec = problem.spec
+    kh, pad, s, dilation = spec.kernel_size[0], spec.padding[0], spec.stride, spec.dilation
+    low, high, _ = strips.row_range(first, count)
+    above = jnp.maximum(pad - high * s, 0) + (dilation - 1)
+    start = lax.div(above, jnp.int32(dilation))
+    end = lax.div(problem.height - 1 + pad - low * s, jnp.int32(dilation)) + 1
+    return start, jnp.minimum(end, kh)
 
 
 def live_lanes(lane: jax.Array, lanes: int, per_program: int) -> Vector | None:

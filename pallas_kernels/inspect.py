@@ -4,33 +4,37 @@
         [--batch=128] [--kernels=forward,query,key] [--strip=R]
 
 Compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
-one warp; "per tap" is per (pixel, tap, group). A path is one way through the kernel, loops counted
-with their trips; the fewest belong to programs away from the left and right border, then come
-those at it, then those that need the exact pass. The bounds are a MODEL from data-sheet rates, not
-a time: the largest says which resource would limit a kernel that did everything else for free.
+one warp; "per tap" is per (pixel, tap, group), taps outside the image among them. A kernel has code
+for several forms of strips: those away from the left and right border, those at it. The average is
+over all programs, each with the forms and the window rows that it needs; none needs the exact pass.
+The bounds are a MODEL from data-sheet rates, not a time: the largest says which resource would
+limit a kernel that did everything else for free.
 
 Exit code 1 if a kernel spills registers, or uses shared memory or a barrier in a loop over taps.
 Needs `pip install 'lrnet-jax[inspect]'` (NVIDIA's compiler as wheels, no driver).
 """
 
 import argparse
+import collections
 import dataclasses
+import functools
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pallas_kernels import gpu_compile
 
 gpu_compile.prepare()
 
+import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels import gpu_forward, gpu_key_gradient  # noqa: E402
+from pallas_kernels import gpu_key_gradient, gpu_window  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
-from pallas_kernels.gpu_lanes import Strips  # noqa: E402
+from pallas_kernels.gpu_lanes import Form  # noqa: E402
 from pallas_kernels.gpu_problem import Problem  # noqa: E402
 from pallas_kernels.gpu_programs import KERNELS, program  # noqa: E402
-from pallas_kernels.sass import Code  # noqa: E402
+from pallas_kernels.sass import Code, Loop  # noqa: E402
 from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402
 
@@ -43,38 +47,51 @@ class Report:
       kernel: as compiled.
       tile: how the problem was cut.
       code: its machine code.
-      rows: trips of the loop over window rows, on average.
-      taps: (pixel, tap) pairs of one lane.
-      free: share of programs without a left or right border; None if all have one.
+      taps: (pixel, tap) pairs of one lane and turn.
+      use: how its programs use it.
       others: machine code of the kernels that XLA adds around it, by name.
     """
 
     kernel: Kernel
     tile: Tile
     code: Code
-    rows: float
     taps: float
-    free: float | None
+    use: "Use"
     others: dict[str, Code]
 
     @property
-    def paths(self) -> list[float]:
-        """Issue slots per (pixel, tap, group) on each way through the kernel, fewest first.
+    def loops(self) -> list[Loop]:
+        """The loop over window rows of each form."""
+        inner = [loop for loop in self.code.loops if loop.innermost]
+        largest = sorted(inner, key=lambda loop: loop.last - loop.first)[-len(self.use.forms) :]
 
-        Outer loops count once: of the exact pass, which goes from pixel to pixel, one pixel.
-        """
-        return [count / self.taps for count in self.code.paths(self.rows)]
+        def arithmetic(loop: Loop) -> tuple[int, int]:
+            return self.code.classes(loop).get("fma", 0), loop.last - loop.first
+
+        # Forms with more pairs of pixel and tap have more of it; masks make the difference else.
+        order = sorted(range(len(self.use.forms)), key=lambda i: self.use.weights[i])
+        found = dict(zip(order, sorted(largest, key=arithmetic), strict=True))
+        return [found[i] for i in range(len(order))]
+
+    @property
+    def costs(self) -> list[float]:
+        """Issue slots per (pixel, tap, group) of a program that needs one form, for each form."""
+        paths = self.code.paths(self.use.rows, self.tile.turns)
+        loops = frozenset(self.loops)
+        return [
+            min(count for way, count in paths.items() if way & loops == {loop}) / self.taps
+            for loop in self.loops
+        ]
 
     @property
     def average(self) -> float:
-        """Issue slots per (pixel, tap, group) over all programs that need no exact pass."""
-        # The shortest ways take the exact pass instead of the unrolled one, or turn round at once.
-        paths = [x for x in self.paths if x > self.paths[-1] / 2]
-        if self.free is None:
-            return paths[0]
-        # Ways that differ by a few instructions outside the loops are one.
-        border = [x for x in paths if x > 1.02 * paths[0]] or paths
-        return self.free * paths[0] + (1 - self.free) * border[0]
+        """Issue slots per (pixel, tap, group) over all programs."""
+        paths = self.code.paths(self.use.rows, self.tile.turns)
+        loops = frozenset(self.loops)
+        rest = min((n for way, n in paths.items() if not way & loops), default=0.0) / self.taps
+        return rest + sum(
+            share * (cost - rest) for share, cost in zip(self.use.shares, self.costs, strict=True)
+        )
 
     @property
     def faults(self) -> list[str]:
@@ -112,37 +129,52 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
     [kernel] = [x for x in kernels if x.name.startswith("local_relation")]
     others = {x.name: Code(x.sass) for x in kernels if x is not kernel}
     (kh, kw), s = problem.spec.kernel_size, problem.spec.stride
-    rows, taps = float(kh), float(tile.strip * kh * kw)
-    if name == "key" and s > 1:
-        reach = (kh - 1) * problem.spec.dilation
-        rows = reach // s + 1
-        if problem.height % s == 0:  # the kernel sorts rows by what looks at them
-            rows = sum((reach - offset) // s + 1 for offset in range(s)) / s
-        taps /= s * s
-    share = free_share(problem, tile, name)
-    return Report(kernel, tile, Code(kernel.sass), rows, taps, share, others)
+    taps = tile.strip * kh * kw / (s * s if name == "key" else 1)
+    return Report(kernel, tile, Code(kernel.sass), taps, use(problem, tile, name), others)
 
 
-def free_share(problem: Problem, tile: Tile, name: str) -> float | None:
-    """The share of programs that run without masks, by counting them; None if none ever does."""
-    if not problem.softmax:
-        return None
+class Use(NamedTuple):
+    """How the programs of a kernel use its code.
+
+    Attributes:
+      forms: of strips.
+      weights: for each form (pixel, tap) pairs of a window row, and whether there are masks.
+      shares: for each form the share of programs that need it; more than 1 together, as programs
+        that hold strips of several forms do one after the other.
+      rows: trips of the loop over window rows, on average.
+    """
+
+    forms: list[Form]
+    weights: list[tuple[int, bool]]
+    shares: list[float]
+    rows: float
+
+
+def use(problem: Problem, tile: Tile, name: str) -> Use:
+    """Counts what every program of a kernel does."""
     if name == "key":
-        strips = Strips(problem.height, problem.width, tile.strip, problem.groups, 1)
-        low, high = gpu_key_gradient.key_strip_range(problem, tile.strip)
+        strips, forms = gpu_key_gradient.key_strips(problem, tile.strip)
+        columns = gpu_key_gradient.output_columns(problem, tile.strip)
+        rows = gpu_key_gradient.turns
     else:
         units = problem.groups * (problem.chunks if name == "forward" else 1)
-        strips = Strips(*problem.out_size, tile.strip, units, 1)
-        low, high = gpu_forward.strip_range(problem, tile.strip)
-    if low > high:
-        return None
-    column = strips.units * strips.rows
-    programs = -(-strips.lanes // tile.lanes)
-    free = 0
-    for first in range(0, strips.lanes, tile.lanes):
-        last = min(first + tile.lanes, strips.lanes) - 1
-        free += low <= first // column and last // column <= high
-    return free / programs
+        strips, forms = gpu_window.output_strips(problem, tile.strip, units)
+        columns = gpu_window.window_columns(problem, tile.strip)
+        rows = gpu_window.window_rows
+    first = jnp.arange(0, strips.lanes, tile.lanes, dtype=jnp.int32)
+    start, end = jax.vmap(lambda x: rows(problem, strips, x, tile.lanes))(first)
+    shares = [
+        float(jax.vmap(functools.partial(strips.touch, count=tile.lanes, form=form))(first).mean())
+        for form in forms
+    ]
+    weights = [
+        (
+            sum(len(columns[c]) for c in (columns if form.columns is None else form.columns)),
+            form.columns is None,
+        )
+        for form in forms
+    ]
+    return Use(forms, weights, shares, float((end - start).mean()))
 
 
 def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict[str, float]:
@@ -150,11 +182,11 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict
     batch, ho, wo, groups, _ = shape.query
     taps = batch * ho * wo * groups * shape.spec.taps
     clocks = gpu.cores * gpu.clock * 1e3  # of all SMs, per microsecond
-    inner = [found.code.classes(loop) for loop in found.code.loops if loop.innermost]
-    largest = max(sum(classes.values()) for classes in inner)
-    # The loop that most programs run: the smallest but for the one that looks for a maximum.
-    share = min((x for x in inner if sum(x.values()) > largest / 2), key=lambda x: sum(x.values()))
-    per_tap = found.rows / found.taps
+    share: collections.Counter[str] = collections.Counter()
+    for loop, programs in zip(found.loops, found.use.shares, strict=True):
+        for kind, count in found.code.classes(loop).items():
+            share[kind] += count * programs
+    per_tap = found.use.rows / found.taps
     item = jnp.dtype(dtype).itemsize
     query, key, value, out = (
         _size(x) * item for x in (shape.query, shape.key, shape.value, shape.out)
@@ -167,9 +199,9 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict
     }[name]
     return {
         "issue": found.average * taps / 32 / (4 * clocks),
-        "fma": share.get("fma", 0) * per_tap * taps / (gpu.lanes * clocks),
-        "exp": share.get("exp", 0) * per_tap * taps / (16 * clocks),
-        "loads": share.get("global", 0) * per_tap * taps / 32 / clocks,
+        "fma": share["fma"] * per_tap * taps / (gpu.lanes * clocks),
+        "exp": share["exp"] * per_tap * taps / (16 * clocks),
+        "loads": share["global"] * per_tap * taps / 32 / clocks,
         "dram": traffic / gpu.bandwidth * 1e6,
     }
 
@@ -189,17 +221,17 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
         f"  {kernel.registers} registers, {kernel.spills} bytes spilled, {kernel.shared} bytes of "
         f"shared memory, {kernel.resident_warps} warps per SM"
     )
-    for loop in found.code.loops:
-        if loop.innermost:
-            count = loop.last - loop.first + 1
-            classes = ", ".join(f"{k} {v}" for k, v in found.code.classes(loop).items())
-            print(f"  loop over rows: {count * found.rows / found.taps:.2f} per tap: {classes}")
-    print(f"  issue slots per tap, by path: {', '.join(f'{x:.2f}' for x in found.paths)}")
-    free = "none" if found.free is None else f"{found.free:.0%}"
-    print(
-        f"  average {found.average:.2f}: {free} of the programs touch neither the left nor the "
-        "right border"
-    )
+    print(f"  {found.use.rows:.2f} of {shape.spec.kernel_size[0]} window rows per program")
+    for i, (loop, form) in enumerate(zip(found.loops, found.use.forms, strict=True)):
+        ranges = ", ".join(f"{low} to {high}" for low, high in form.ranges)
+        count = loop.last - loop.first + 1
+        classes = ", ".join(f"{k} {v}" for k, v in found.code.classes(loop).items())
+        print(
+            f"  strips {ranges}{' with masks' if form.columns is None else ''}, "
+            f"{found.use.shares[i]:.1%} of the programs: {found.costs[i]:.2f} per tap, of these "
+            f"{count * found.use.rows / found.taps:.2f} in the loop over rows: {classes}"
+        )
+    print(f"  average {found.average:.2f} issue slots per tap")
     model = bounds(gpu, shape, dtype, found, name)
     print("  MODEL, us: " + ", ".join(f"{k} {v:.1f}" for k, v in model.items()))
     for fault in found.faults:

@@ -108,43 +108,62 @@ class Code:
         )
         return dict(collections.Counter(classify(x.opcode) for x in chosen).most_common())
 
-    def paths(self, trips: float, limit: int = 4096) -> list[float]:
-        """Instructions that one warp issues on each way through the kernel, fewest first.
+    def paths(self, trips: float, turns: int = 1) -> dict[frozenset[Loop], float]:
+        """Instructions that one warp issues on each way through the kernel.
 
-        Innermost loops run `trips` times, others once; predicated instructions count in full. A
-        branch may go either way, so a path may be one that no input takes.
+        Predicated instructions count in full. A branch may go either way, so a way may be one that
+        no input takes.
+
+        Args:
+          trips: of innermost loops; others count once.
+          turns: where more than one, the longest loop has so many and the rest of the kernel counts
+            a part of that: the result is per turn.
+
+        Returns:
+          Innermost loops on the way -> instructions; the fewest where only branches differ.
         """
         inner = {loop.first: loop for loop in self.loops if loop.innermost}
-        memo: dict[int, frozenset[float]] = {}
+        around = max(self.loops, key=lambda loop: loop.last - loop.first) if turns > 1 else None
+        memo: dict[int, dict[frozenset[Loop], float]] = {}
 
-        def walk(start: int) -> frozenset[float]:
+        def weight(i: int) -> float:
+            return 1.0 if around is None or around.first <= i <= around.last else 1.0 / turns
+
+        def walk(start: int) -> dict[frozenset[Loop], float]:
             if start in memo:
                 return memo[start]
-            count, i = 0.0, start
-            result: frozenset[float] | None = None
+            count, i, passed = 0.0, start, frozenset[Loop]()
+            tails: dict[frozenset[Loop], float] = {frozenset(): 0.0}
             while i < len(self.instructions):
                 if i in inner:
                     loop = inner[i]
-                    count += (loop.last - loop.first + 1) * trips
+                    count += (loop.last - loop.first + 1) * trips * weight(i)
+                    passed |= {loop}
                     i = loop.last + 1
                     continue
                 x = self.instructions[i]
-                count += 1
+                count += weight(i)
+                target = self._labels[x.target] if x.target is not None else 0
                 if x.opcode == "EXIT":
                     if x.predicated:
-                        result = walk(i + 1) | {0}
+                        tails = join(walk(i + 1), tails)
                     break
-                if x.target is not None:
-                    target = self._labels[x.target]
-                    if target > i:
-                        if not x.predicated:
-                            i = target
-                            continue
-                        result = walk(target) | walk(i + 1)
-                        break
+                if target > i:
+                    if not x.predicated:
+                        i = target
+                        continue
+                    tails = join(walk(target), walk(i + 1))
+                    break
                 i += 1
-            tails = result if result is not None else frozenset([0])
-            memo[start] = frozenset(sorted(count + tail for tail in tails)[:limit])
-            return memo[start]
+            found: dict[frozenset[Loop], float] = {}
+            for loops, tail in tails.items():
+                found = join(found, {passed | loops: count + tail})
+            memo[start] = found
+            return found
 
-        return sorted(walk(0))
+        def join(
+            a: dict[frozenset[Loop], float], b: dict[frozenset[Loop], float]
+        ) -> dict[frozenset[Loop], float]:
+            return {way: min(x[way] for x in (a, b) if way in x) for way in a.keys() | b.keys()}
+
+        return walk(0)
