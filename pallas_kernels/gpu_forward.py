@@ -29,6 +29,7 @@ from pallas_kernels.gpu_lanes import (
     Layout,
     Strips,
     both,
+    by_form,
     load_priors,
     loop,
     result,
@@ -39,7 +40,6 @@ from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
 from pallas_kernels.gpu_window import (
     OutputStrip,
     Row,
-    live_lanes,
     output_strips,
     window_rows,
 )
@@ -80,15 +80,15 @@ def forward(
     """
     problem = Problem.of(spec, query, key, value, prior)
     tile = tile or forward_tile(problem)
-    strips, forms = output_strips(problem, tile.strip, problem.groups * problem.chunks)
+    strips, forms = output_strips(problem, tile, problem.groups * problem.chunks)
     layout = Layout.channels(problem)
     pixels = query[..., 0, 0].size
     out_shape = [layout.result(query, pixels * problem.channels)]
     if problem.softmax:
         out_shape += [result(query, pixels * problem.groups, jnp.float32)] * 2
     out, *normalizer = pl.pallas_call(
-        functools.partial(_kernel, problem, tile, strips, forms, Alu(inline=not interpret)),
-        grid=(pl.cdiv(strips.lanes, tile.lanes),),
+        functools.partial(_kernel, problem, strips, forms, Alu(inline=not interpret)),
+        grid=strips.grid,
         out_shape=out_shape,
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
@@ -106,24 +106,19 @@ def forward(
     return out, (shift, factor)
 
 
-def _kernel(
-    problem: Problem, tile: Tile, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
-) -> None:
+def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any) -> None:
     q_ref, k_ref, v_ref, *refs_left = refs
     prior_refs, refs_left = refs_left[: problem.has_prior], refs_left[problem.has_prior :]
     out_ref, *normalizer_refs = refs_left
 
-    first = pl.program_id(0) * tile.lanes
-    lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
-    live = live_lanes(lane, strips.lanes, tile.lanes)
-    image, y, x0, unit = strips.place(jnp.minimum(lane, strips.lanes - 1))
-    group, chunk = unit // problem.chunks, unit % problem.chunks
+    first, number = pl.program_id(0) * strips.per_program, pl.program_id(1)
+    place = strips.place(first, number, pl.program_id(2))
+    group, chunk = place.unit // problem.chunks, place.unit % problem.chunks
     channels = Channels.of(problem, group, chunk)
-    zero = jnp.zeros((tile.lanes,), jnp.float32)
-
-    ragged = problem.out_size[1] % tile.strip > 0
-    whole = OutputStrip(problem, alu, (image, y, x0, group), live, tile.strip, ragged)
-    start, end = window_rows(problem, strips, first, tile.lanes)
+    zero = jnp.zeros((strips.per_program,), jnp.float32)
+    ragged = problem.out_size[1] % strips.strip > 0
+    whole = OutputStrip(problem, alu, place._replace(unit=group), strips.strip, ragged)
+    start, end = window_rows(problem, strips, first)
 
     def finish(strip: OutputStrip, i: int, shift: Vector, total: Vector, acc: list[Vector]) -> None:
         def divide(ops: Any, total: Any, acc: Any) -> Any:
@@ -139,10 +134,10 @@ def _kernel(
         store(alu, normalizer_refs[0], strip.place(i), shift, ok)
         store(alu, normalizer_refs[1], strip.place(i), factor, ok)
 
-    def once(form: Form) -> jax.Array:
+    def once(form: Form) -> jax.Array | None:
         """One pass without a maximum. Returns whether it must be done again."""
         similarity = Similarity(problem, fast=True)
-        strip = whole.of_form(strips, form)
+        strip = whole.of_form(form)
         q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
         # Weights beyond the image's top and bottom are 0 through a prior of -inf. That needs
         # exponentials, and finite values in the row that is read instead.
@@ -177,7 +172,7 @@ def _kernel(
             outputs = channels.bases(strip.last_pixel)
             for i in range(strip.count):
                 channels.store(alu, out_ref, outputs, strip.back(i), acc[i], strip.ok[i])
-            return first * 0
+            return None
 
         def magnitude(ops: Any, acc: Any) -> Any:
             total = ops.absolute(acc[0])
@@ -185,7 +180,7 @@ def _kernel(
                 total = total + ops.absolute(a)
             return total
 
-        bad = jnp.zeros((tile.lanes,), bool)
+        bad = jnp.zeros_like(zero, bool)
         for i in range(strip.count):
             [sum_i], ok = total[i], strip.ok[i]
             good = (sum_i >= SMALLEST_SUM) & (sum_i <= LARGEST_SUM)
@@ -209,6 +204,7 @@ def _kernel(
                 priors = load_priors(problem, False, prior_refs, number, group, row.valid)
                 for column, [(_, dx)] in strip.taps.items():
                     mask = both(row.valid, strip.column_mask(column))
+                    assert mask is not None
                     k = strip.load_key(k_ref, row, column, mask)
                     logit = alu.fuse(lambda *x: similarity.logit(*x)[0], q, k, priors[dx])
                     yield column, mask, jnp.where(mask, logit, -jnp.inf)
@@ -218,7 +214,7 @@ def _kernel(
                     largest = jnp.maximum(largest, logit)
                 return largest
 
-            lowest = jnp.full((tile.lanes,), -jnp.inf, jnp.float32)
+            lowest = jnp.full_like(zero, -jnp.inf)
             largest = loop(end, find, lowest, start)
 
             def tap(ops: Any, logit: Any, largest: Any, v: Any, total: Any, acc: Any) -> Any:
@@ -237,15 +233,8 @@ def _kernel(
             finish(strip, 0, largest, total, acc)
             return carry
 
-        loop(tile.strip, one, 0)
+        loop(whole.count, one, 0)
 
-    if len(forms) == 1:
-        bad = once(forms[0])
-    else:
-        bad = nothing = first * 0  # Pallas-Triton returns no constants from a branch
-        for form in forms:
-            here = strips.touch(first, tile.lanes, form)
-            found = jax.lax.cond(here, functools.partial(once, form), lambda: nothing)
-            bad = jnp.maximum(bad, found)
+    bad = by_form(forms, number, once)
     if problem.softmax:
         pl.when(bad > 0)(again)

@@ -31,7 +31,6 @@ from pallas_kernels.gpu_lanes import (
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
 from pallas_kernels.gpu_query_gradient import SHIFTED, Sums
-from pallas_kernels.gpu_window import live_lanes
 from pallas_kernels.tiling import Tile
 
 
@@ -45,15 +44,15 @@ def key_side(
     sums: Sums | None,
 ) -> tuple[jax.Array, jax.Array]:
     """(d_key, d_value) as in memory."""
-    strips, forms = key_strips(problem, tile.strip)
+    strips, forms = key_strips(problem, tile)
     inputs = [*arrays, d_out]
     if sums is not None:
         assert shift is not None
         inputs += [shift.reshape(-1), sums.pairs, sums.findings]
     places = problem.batch * problem.height * problem.width
     d_key, d_value = pl.pallas_call(
-        functools.partial(_key_kernel, problem, tile, strips, forms, Alu(inline=not interpret)),
-        grid=(pl.cdiv(strips.lanes, tile.lanes),),
+        functools.partial(_key_kernel, problem, strips, forms, Alu(inline=not interpret)),
+        grid=strips.grid,
         out_shape=[
             Layout.depth(problem, 1).result(d_out, places * problem.groups * problem.depth),
             Layout.channels(problem).result(d_out, places * problem.channels),
@@ -66,7 +65,7 @@ def key_side(
 
 
 def _key_kernel(
-    problem: Problem, tile: Tile, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
+    problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
 ) -> None:
     q_ref, k_ref, v_ref, *left = refs
     prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
@@ -79,11 +78,9 @@ def _key_kernel(
     ho, wo = problem.out_size
     groups = problem.groups
 
-    first = pl.program_id(0) * tile.lanes
-    lane = first + jnp.arange(tile.lanes, dtype=jnp.int32)
-    live = live_lanes(lane, strips.lanes, tile.lanes)
-    image, y, first_x, group = strips.place(jnp.minimum(lane, strips.lanes - 1))
-    zero = jnp.zeros((tile.lanes,), jnp.float32)
+    first, strip_number = pl.program_id(0) * strips.per_program, pl.program_id(1)
+    image, y, first_x, group, live = strips.place(first, strip_number, pl.program_id(2))
+    zero = jnp.zeros((strips.per_program,), jnp.float32)
     key_layout, query_layout = Layout.depth(problem, 1), Layout.depth(problem, 0)
 
     def window_row(number: Any, x0: Vector, last: int) -> tuple[Vector, Vector, Vector]:
@@ -101,7 +98,7 @@ def _key_kernel(
             row = jnp.minimum(offset // spec.dilation, kh - 1)
         return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
 
-    start_turn, end_turn = turns(problem, strips, first, tile.lanes)
+    start_turn, end_turn = turns(problem, strips, first)
 
     def gather(strip: int, x0: Vector, fast: bool, form: Form | None) -> None:
         """Sums over the outputs that see these keys.
@@ -113,18 +110,17 @@ def _key_kernel(
           form: of the strip; None: for all lanes, any output may lie beyond the border.
         """
         similarity = Similarity(problem, fast, of_key=True)
-        taps, mine, columns = output_columns(problem, strip), live, None
-        if form is not None:
-            inside, x0 = strips.members(x0, form)
-            mine, columns = both(live, inside), form.columns
+        taps, columns = output_columns(problem, strip), form.columns if form else None
         if columns is not None:
             taps = {column: users for column, users in taps.items() if column in columns}
+        if form and len(form.strips) == 1:
+            x0 = jnp.full_like(x0, form.strips[0] * strip)
         last = max(taps, default=0)
         last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
         keys = depth_base(problem, key_layout, last_pixel * groups + group)
-        ragged = columns is None and problem.width % tile.strip > 0
+        ragged = columns is None and problem.width % strips.strip > 0
         fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
-        ok = [both(mine, x) for x in fits]
+        ok = [both(live, x) for x in fits]
         back = [i + 1 - strip for i in range(strip)]
         k = [
             similarity.centre(
@@ -202,8 +198,7 @@ def _key_kernel(
             store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
 
     def gather_all(fast: bool) -> None:
-        run = functools.partial(gather, tile.strip, first_x, fast)
-        by_form(strips, forms, first, tile.lanes, run)
+        by_form(forms, strip_number, functools.partial(gather, strips.strip, first_x, fast))
 
     if not softmax:
         gather_all(fast=False)
@@ -216,16 +211,16 @@ def _key_kernel(
             gather(s, first_x + number * s, fast=False, form=None)
             return carry
 
-        loop(tile.strip // s, some, 0)
+        loop(strips.strip // s, some, 0)
 
     plain = jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED
     lax.cond(plain, lambda: gather_all(fast=True), exact)
 
 
-def turns(problem: Problem, strips: Strips, first: Scalar, count: int) -> tuple[Any, Any]:
+def turns(problem: Problem, strips: Strips, first: Scalar) -> tuple[Any, Any]:
     """From and to (exclusive) which turn of the loop over window rows a program's lanes need."""
     spec, rows, s = problem.spec, problem.out_size[0], jnp.int32(problem.spec.stride)
-    low, high, alike = strips.row_range(first, count)
+    low, high, alike = strips.row_range(first)
     low, high = low + spec.padding[0], high + spec.padding[0]
     kh, dilation = spec.kernel_size[0], jnp.int32(spec.dilation)
     if spec.stride == 1:
@@ -237,12 +232,14 @@ def turns(problem: Problem, strips: Strips, first: Scalar, count: int) -> tuple[
     return jnp.maximum(lax.div(low, s) - (rows - 1), 0), end
 
 
-def key_strips(problem: Problem, strip: int) -> tuple[Strips, list[Form]]:
-    """How lanes cover the keys, and the forms of code for that."""
+def key_strips(problem: Problem, tile: Tile) -> tuple[Strips, list[Form]]:
+    """How programs cover the keys, and the forms of code for that."""
     s, height, width = problem.spec.stride, problem.height, problem.width
     phases = s if height % s == 0 else 1
-    strips = Strips(height, width, strip, problem.groups, problem.batch, phases)
-    return strips, strips.forms(strip // s, 0, output_columns(problem, strip), problem.out_size[1])
+    groups, batch, lanes = problem.groups, problem.batch, tile.lanes
+    strips = Strips(height, width, tile.strip, groups, batch, lanes, phases)
+    columns = output_columns(problem, tile.strip)
+    return strips, strips.forms(tile.strip // s, 0, columns, problem.out_size[1])
 
 
 def output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:

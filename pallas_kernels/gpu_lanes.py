@@ -4,7 +4,7 @@ A program is a flat row of lanes, one per thread. A lane owns one group (or a ch
 group's channels) and a STRIP of R horizontally adjacent pixels; everything it needs lives in its
 registers as Python lists of 1-d arrays, so a loaded key or value serves up to Kw pixels. Lanes run
 over groups first, so that a warp reads whole cache lines, then down the image, so that a program
-mostly sits in one column of strips: away from the left and right border it needs no masks.
+sits in one column of strips: what lies beyond the left and right border is known without masks.
 
 Only this file, gpu_arithmetic.py and the two kernel files know Pallas-Triton. The bodies above it
 are plain array code; a twin through jax-triton or Mosaic would replace `Alu`, `load` and `store`
@@ -12,7 +12,6 @@ and keep the rest.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -339,13 +338,23 @@ class Form(NamedTuple):
     """Strips for which a kernel has code of its own.
 
     Attributes:
-      ranges: numbers of the first and last strip of each run of neighbours.
+      strips: their numbers; neighbours if `columns` is known.
       columns: of the columns that a strip looks at, those that exist for every one of these strips,
         while no other exists for any; None: each lane must ask.
     """
 
-    ranges: tuple[tuple[int, int], ...]
+    strips: tuple[int, ...]
     columns: tuple[int, ...] | None
+
+
+class Place(NamedTuple):
+    """Where lanes work: each an array with a number per lane."""
+
+    image: Vector
+    row: Vector
+    x0: Vector  # first column
+    unit: Vector
+    live: Vector | None  # lanes with work; None: all
 
 
 # Code grows with every form, and compile time with it.
@@ -355,11 +364,12 @@ SMALLEST_SHARE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """How lanes cover the images with strips: lane number <-> (image, strip, row, unit).
+    """How programs cover the images with strips.
 
-    Lanes of one strip of several images lie side by side, so that few programs mix strips that
-    touch a border with others; not of the whole batch, so that what neighbouring strips share
-    stays in the L2 cache.
+    A program's lanes all work on strips at one place from left to right, so they share their
+    columns. They run over units, then rows, then some images; programs next to each other take
+    the next of these lanes, then the next strip, so that what neighbouring strips share stays in
+    the L2 cache, then other images.
 
     Attributes:
       rows: rows of the image.
@@ -367,6 +377,7 @@ class Strips:
       strip: R, pixels per lane.
       units: what lies side by side in a pixel: groups (or groups times chunks).
       batch: images.
+      per_program: lanes per program.
       phases: rows are taken every `phases`-th first; divides `rows`.
     """
 
@@ -375,6 +386,7 @@ class Strips:
     strip: int
     units: int
     batch: int
+    per_program: int
     phases: int = 1
 
     @property
@@ -384,73 +396,55 @@ class Strips:
 
     @property
     def together(self) -> int:
-        """Images whose lanes of one strip lie side by side."""
-        return next(n for n in range(8, 0, -1) if self.batch % n == 0)
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """Lanes as an array: (batch / together, strips, together, rows, units)."""
-        together = self.together
-        return self.batch // together, self.per_row, together, self.rows, self.units
+        """Images whose lanes of one strip lie side by side: if it can be, so that all have work."""
+        image = self.rows * self.units
+        fit = [n for n in range(1, 33) if not (self.batch % n or n * image % self.per_program)]
+        return fit[0] if fit else min(8, self.batch)
 
     @property
     def lanes(self) -> int:
-        """Lanes with work."""
-        return math.prod(self.shape)
+        """Lanes of one strip of the images together."""
+        return self.together * self.rows * self.units
 
-    def place(self, lane: Vector) -> tuple[Vector, Vector, Vector, Vector]:
-        """(image, row, first column, unit) of a lane."""
-        digits = []
-        for size in reversed(self.shape[1:]):
-            digits.append(lax.rem(lane, jnp.int32(size)))
-            lane = lax.div(lane, jnp.int32(size))
-        unit, row, image, strip = digits
-        return lane * self.together + image, self._true_row(row), strip * self.strip, unit
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Programs: along the lanes, strips, rounds of images."""
+        return pl.cdiv(self.lanes, self.per_program), self.per_row, -(-self.batch // self.together)
 
-    def _true_row(self, row: Any) -> Any:
-        if self.phases == 1:
-            return row
-        per_phase = jnp.int32(self.rows // self.phases)
-        return lax.rem(row, per_phase) * self.phases + lax.div(row, per_phase)
+    def place(self, first: Scalar, strip: Scalar, images: Scalar) -> Place:
+        """Where a program works.
 
-    def row_range(self, first: Scalar, count: int) -> tuple[Scalar, Scalar, jax.Array]:
-        """(lowest, highest row, whether of one phase) of the lanes first .. first + count - 1."""
-        a, b = self._ends(first, count)
+        Args:
+          first: of its lanes.
+          strip: number of its strip.
+          images: number of its round of images.
+        """
+        lane = first + jnp.arange(self.per_program, dtype=jnp.int32)
+        live = None if self.lanes % self.per_program == 0 else lane < self.lanes
+        image, row, unit = self._digits(jnp.minimum(lane, self.lanes - 1))
+        image = images * self.together + image
+        if self.batch % self.together:
+            live = both(live, image < self.batch)
+            image = jnp.minimum(image, self.batch - 1)
+        x0 = jnp.full((self.per_program,), strip * self.strip, jnp.int32)
+        return Place(image, row, x0, unit, live)
+
+    def _digits(self, lane: Any) -> tuple[Any, Any, Any]:
+        """(image, row, unit) of a lane that is no less than 0."""
+        lane, digits = lane.astype(jnp.uint32), []  # unsigned divisions are cheaper
+        for size in (self.units, self.rows // self.phases, self.phases):
+            digits.append(lax.rem(lane, jnp.uint32(size)).astype(jnp.int32))
+            lane = lax.div(lane, jnp.uint32(size))
+        unit, row, phase = digits
+        return lane.astype(jnp.int32), row * self.phases + phase, unit
+
+    def row_range(self, first: Scalar) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(lowest, highest row, whether of one phase) of a program's lanes."""
+        a, b = first, jnp.minimum(first + self.per_program, self.lanes) - 1
         run = jnp.int32(self.rows // self.phases * self.units)
         alike = lax.div(a, run) == lax.div(b, run)
-        low, high = (
-            self._true_row(lax.rem(lax.div(x, jnp.int32(self.units)), jnp.int32(self.rows)))
-            for x in (a, b)
-        )
+        low, high = self._digits(a)[1], self._digits(b)[1]
         return jnp.where(alike, low, 0), jnp.where(alike, high, self.rows - 1), alike
-
-    def touch(self, first: Scalar, count: int, form: Form) -> jax.Array:
-        """Whether a lane among first .. first + count - 1 has a strip of the form."""
-        per_strip = jnp.int32(self.units * self.rows * self.together)
-        a, b = (lax.div(x, per_strip) for x in self._ends(first, count))
-        start = lax.rem(a, jnp.int32(self.per_row))
-        end = start + (b - a)
-        found = jnp.bool_(False)
-        for low, high in form.ranges:
-            found |= ((start <= high) & (end >= low)) | (end >= low + self.per_row)
-        return found
-
-    def _ends(self, first: Scalar, count: int) -> tuple[jax.Array, jax.Array]:
-        return jnp.minimum(first, self.lanes - 1), jnp.minimum(first + count, self.lanes) - 1
-
-    def members(self, x0: Vector, form: Form) -> tuple[Vector | None, Vector]:
-        """Which lanes have a strip of the form (None: all), and a first column fit for all."""
-        [first, *others] = form.ranges
-        if first == (0, self.per_row - 1):
-            return None, x0 if self.per_row > 1 else jnp.zeros_like(x0)
-        low, high = (x * self.strip for x in first)
-        if form.columns is not None:  # lanes of other strips must not look beyond the array
-            fit = jnp.full_like(x0, low) if low == high else jnp.clip(x0, low, high)
-            return fit == x0, fit
-        inside = (x0 >= low) & (x0 <= high)
-        for low, high in others:
-            inside |= (x0 >= low * self.strip) & (x0 <= high * self.strip)
-        return inside, x0
 
     def forms(self, step: int, start: int, columns: Iterable[int], limit: int) -> list[Form]:
         """The forms of code that a kernel needs; every strip has one.
@@ -464,38 +458,32 @@ class Strips:
           columns: numbers of what a strip looks at.
           limit: columns 0 .. limit - 1 exist.
         """
-        runs: list[tuple[list[int], tuple[int, ...] | None]] = []
+        found: dict[tuple[int, ...], list[int]] = {}
+        masked = []
         for strip in range(self.per_row):
-            there: tuple[int, ...] | None = tuple(
-                c for c in columns if 0 <= start + strip * step + c < limit
-            )
+            there = tuple(c for c in columns if 0 <= start + strip * step + c < limit)
             if (strip + 1) * self.strip > self.columns:
-                there = None  # it sticks out
-            if not runs or runs[-1][1] != there:
-                runs.append(([strip, strip], there))
-            runs[-1][0][1] = strip
-        small = [
-            (low, high)
-            for (low, high), there in runs
-            if there is None or high - low + 1 < SMALLEST_SHARE * self.per_row
-        ]
-        found = [
-            Form(((low, high),), there) for (low, high), there in runs if (low, high) not in small
-        ]
-        if len(found) + bool(small) > MOST_FORMS:
-            return [Form(((0, self.per_row - 1),), None)]
-        return found + ([Form(tuple(small), None)] if small else [])
+                masked.append(strip)  # it sticks out
+            else:
+                found.setdefault(there, []).append(strip)
+        forms = []
+        for there, strips in found.items():
+            if len(strips) < SMALLEST_SHARE * self.per_row:
+                masked += strips
+            else:
+                forms.append(Form(tuple(strips), there))
+        if len(forms) + bool(masked) > MOST_FORMS:
+            forms, masked = [], list(range(self.per_row))
+        return forms + ([Form(tuple(masked), None)] if masked else [])
 
 
-def by_form(
-    strips: Strips, forms: Sequence[Form], first: Scalar, count: int, run: Callable[[Form], None]
-) -> None:
-    """Runs every form that some of the lanes first .. first + count - 1 need."""
-    for form in forms:
-        if len(forms) == 1:
-            run(form)
-        else:
-            pl.when(strips.touch(first, count, form))(functools.partial(run, form))
+def by_form(forms: Sequence[Form], strip: Scalar, run: Callable[[Form], Any]) -> Any:
+    """What `run` returns for the form that a strip has."""
+    form, *others = forms
+    if not others:  # also the place of the form with masks, whose strips need not be neighbours
+        return run(form)
+    here = (strip >= form.strips[0]) & (strip <= form.strips[-1])
+    return lax.cond(here, lambda: run(form), lambda: by_form(others, strip, run))
 
 
 PRIORS = 4  # a lane reads so many at a time, 16 bytes

@@ -73,10 +73,11 @@ def query_side(
     normalizer: Normalizer | None,
 ) -> tuple[jax.Array, jax.Array | None, Sums | None]:
     """(d_query as in memory, d_prior as (Kh*Kw, G), the sums of a softmax)."""
-    strips, forms = output_strips(problem, tile.strip, problem.groups)
-    # Lanes side by side; each takes `turns` strips, this far apart, all of one group.
-    per_turn = pl.cdiv(pl.cdiv(strips.lanes, tile.turns), problem.groups) * problem.groups
-    programs = pl.cdiv(per_turn, tile.lanes)
+    strips, forms = output_strips(problem, tile, problem.groups)
+    along, across, rounds = strips.grid
+    turns = next(n for n in range(tile.turns, 0, -1) if rounds % n == 0)
+    grid = along, across, rounds // turns
+    columns = strips.lanes * across * grid[2]
     places = strips.batch * strips.rows * strips.columns * problem.groups
     shapes = [Layout.depth(problem, 0).result(d_out, places * problem.depth)]
     inputs = [*arrays, d_out]
@@ -85,15 +86,15 @@ def query_side(
         inputs += [out, *(x.reshape(-1) for x in normalizer)]
         shapes += [
             result(d_out, 2 * places, jnp.float32),
-            result(d_out, strips.lanes, jnp.int32),
+            result(d_out, strips.batch * across * strips.rows * problem.groups, jnp.int32),
         ]
     if problem.has_prior:
-        shapes.append(result(d_out, problem.spec.taps * per_turn, jnp.float32))
+        shapes.append(result(d_out, problem.spec.taps * columns, jnp.float32))
     d_query, *rest = pl.pallas_call(
         functools.partial(
-            _query_kernel, problem, tile, strips, forms, per_turn, Alu(inline=not interpret)
+            _query_kernel, problem, strips, forms, turns, columns, Alu(inline=not interpret)
         ),
-        grid=(programs,),
+        grid=grid,
         out_shape=shapes,
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
@@ -102,18 +103,17 @@ def query_side(
     sums = d_prior = None
     if problem.softmax:
         pairs, findings, *rest = rest
-        sums = Sums(pairs, _by_key_row(problem, strips, findings))
+        sums = Sums(pairs, _by_key_row(problem, findings))
     if problem.has_prior:
-        columns = rest[0].reshape(problem.spec.taps, per_turn // problem.groups, problem.groups)
-        d_prior = jnp.sum(columns, axis=1)
+        d_prior = jnp.sum(rest[0].reshape(problem.spec.taps, -1, problem.groups), axis=1)
     return d_query, d_prior, sums
 
 
-def _by_key_row(problem: Problem, strips: Strips, findings: jax.Array) -> jax.Array:
+def _by_key_row(problem: Problem, findings: jax.Array) -> jax.Array:
     """Findings of the query kernel's lanes as in `Sums`."""
     spec, (rows, _) = problem.spec, problem.out_size
-    of_row = jnp.max(findings.reshape(strips.shape), axis=(1, 4))
-    of_row = of_row.reshape(problem.batch, 1, rows)
+    lanes = findings.reshape(problem.batch, -1, rows, problem.groups)
+    of_row = jnp.max(lanes, axis=(1, 3))[:, None]  # (B, 1, Ho)
     offset = jnp.arange(problem.height)[:, None] + spec.padding[0]
     offset = offset - jnp.arange(rows) * spec.stride  # (H, Ho), into the window
     looks = (offset >= 0) & (offset <= (spec.kernel_size[0] - 1) * spec.dilation)
@@ -122,10 +122,10 @@ def _by_key_row(problem: Problem, strips: Strips, findings: jax.Array) -> jax.Ar
 
 def _query_kernel(
     problem: Problem,
-    tile: Tile,
     strips: Strips,
     forms: Sequence[Form],
-    per_turn: int,
+    turns: int,
+    columns: int,
     alu: Alu,
     *refs: Any,
 ) -> None:
@@ -137,15 +137,18 @@ def _query_kernel(
     else:
         d_query_ref, *left = left
     softmax, (kh, kw) = problem.softmax, problem.spec.kernel_size
-    program = pl.program_id(0)
-    column_of_lane = program * tile.lanes + jnp.arange(tile.lanes, dtype=jnp.int32)
-    zero = jnp.zeros((tile.lanes,), jnp.float32)
+    along, number, rounds = (pl.program_id(axis) for axis in range(3))
+    first = along * strips.per_program
+    lane = first + jnp.arange(strips.per_program, dtype=jnp.int32)
+    column_of_lane = (rounds * strips.per_row + number) * strips.lanes + lane
+    has_column = None if strips.lanes % strips.per_program == 0 else lane < strips.lanes
+    start_row, end_row = window_rows(problem, strips, first)
+    zero = jnp.zeros((strips.per_program,), jnp.float32)
 
     def priors_at(row: Any, dx: int) -> Vector:
         """Where this lane's column of memory has the sum of a tap."""
-        return base((row * kw + (kw - 1)) * per_turn + column_of_lane) + (dx + 1 - kw) * per_turn
+        return base((row * kw + (kw - 1)) * columns + column_of_lane) + (dx + 1 - kw) * columns
 
-    has_column = None if per_turn % tile.lanes == 0 else column_of_lane < per_turn
     if problem.has_prior:
 
         def clear(row: Any, carry: Any) -> Any:
@@ -156,15 +159,10 @@ def _query_kernel(
         loop(kh, clear, 0)
 
     def turn(turns_before: Any, carry: Any) -> Any:
-        first = program * tile.lanes + turns_before * per_turn
-        lane = column_of_lane + turns_before * per_turn
-        live = (column_of_lane < per_turn) & (lane < strips.lanes)
-        # Lanes without work look at the last strip and store nothing.
-        place = strips.place(jnp.minimum(lane, strips.lanes - 1))
-        ragged = problem.out_size[1] % tile.strip > 0
-        whole = OutputStrip(problem, alu, place, live, tile.strip, ragged)
+        place = strips.place(first, number, rounds * turns + turns_before)
+        ragged = problem.out_size[1] % strips.strip > 0
+        whole = OutputStrip(problem, alu, place, strips.strip, ragged)
         group = whole.group
-        start_row, end_row = window_rows(problem, strips, first, tile.lanes)
 
         def load_gradient(strip: OutputStrip, chunk: Any, ref: Any = g_ref) -> list[list[Vector]]:
             channels = Channels.of(problem, group, chunk)
@@ -276,10 +274,7 @@ def _query_kernel(
             # Before the forms: what they share is in registers once.
             kept = prepared(gradient, pairs, 0, fast) if gradient else None
 
-            def run(form: Form) -> None:
-                gather(whole.of_form(strips, form), pairs, fast, kept)
-
-            by_form(strips, forms, first, tile.lanes, run)
+            by_form(forms, number, lambda form: gather(whole.of_form(form), pairs, fast, kept))
 
         if not softmax:
             gather_all([], fast=False)
@@ -296,9 +291,9 @@ def _query_kernel(
             return loop(problem.chunks, add_chunk, [zero] * strip.count)
 
         delta = deltas(whole)
-        shifted = wide = jnp.zeros((tile.lanes,), jnp.bool_)
+        shifted = wide = jnp.zeros_like(zero, bool)
         trust = Similarity(problem, fast=True)
-        queries = [trust.centre(whole.load_query(q_ref, i)) for i in range(tile.strip)]
+        queries = [trust.centre(whole.load_query(q_ref, i)) for i in range(whole.count)]
         pairs = []
         for i, fits in enumerate(whole.fits):
             factor = load(factor_ref, whole.place(i), fits, 0.0)
@@ -312,7 +307,8 @@ def _query_kernel(
             store(alu, pairs_ref, whole.pair(i), join(*pairs[i]), whole.ok[i])
         finding = jnp.where(shifted, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
         worst = jnp.max(finding)
-        store(alu, findings_ref, lane, finding, live)
+        row = (place.image * strips.per_row + number) * strips.rows + place.row
+        store(alu, findings_ref, row * problem.groups + group, finding, place.live)
 
         def exact() -> None:
             """Pixel by pixel: rare, so kept small."""
@@ -323,9 +319,9 @@ def _query_kernel(
                 gather(strip, [(factor, -deltas(strip)[0])], fast=False)
                 return carry
 
-            loop(tile.strip, one, 0)
+            loop(whole.count, one, 0)
 
         lax.cond(worst == PLAIN, lambda: gather_all(pairs, fast=True), exact)
         return carry
 
-    loop(tile.turns, turn, 0)
+    loop(turns, turn, 0)

@@ -16,6 +16,7 @@ from pallas_kernels.gpu_lanes import (
     Channels,
     Form,
     Layout,
+    Place,
     Scalar,
     Strips,
     base,
@@ -26,6 +27,7 @@ from pallas_kernels.gpu_lanes import (
     store_depth,
 )
 from pallas_kernels.gpu_problem import Problem, Vector
+from pallas_kernels.tiling import Tile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,7 @@ class OutputStrip:
     Args:
       problem: the problem.
       alu: arithmetic.
-      place: (image, output row, first output column, group) of each lane.
-      live: lanes with work; None for all.
+      place: of each lane; a unit is a group, or a chunk of one.
       count: pixels.
       ragged: whether pixels may lie beyond the right border.
       columns: of the columns of keys, those that exist; None: any may lie outside the image.
@@ -60,19 +61,17 @@ class OutputStrip:
         self,
         problem: Problem,
         alu: Alu,
-        place: tuple[Vector, Vector, Vector, Vector],
-        live: Vector | None,
+        place: Place,
         count: int,
         ragged: bool,
         columns: Sequence[int] | None = None,
     ):
-        self.problem, self.alu, self.live, self.count = problem, alu, live, count
-        self.image, self.y, self.x0, self.group = place
-        self.ragged = ragged
+        self.problem, self.alu, self.count, self.ragged = problem, alu, count, ragged
+        self.image, self.y, self.x0, self.group, self.live = place
         ho, wo = problem.out_size
         self.fits = [self.x0 + i < wo if ragged else None for i in range(count)]
         """Which pixels lie in the image; None for all."""
-        self.ok = [both(live, fits) for fits in self.fits]
+        self.ok = [both(self.live, fits) for fits in self.fits]
         """Which pixels are work: in the image and of a lane with work."""
         self.last_pixel = (self.image * ho + self.y) * wo + self.x0 + (count - 1)
         """Number of the last pixel, counted over the whole batch."""
@@ -91,18 +90,17 @@ class OutputStrip:
 
     def pixel(self, i: Scalar) -> "OutputStrip":
         """One of the pixels, as a strip of its own."""
-        place = (self.image, self.y, self.x0 + i, self.group)
-        return OutputStrip(self.problem, self.alu, place, self.live, 1, self.ragged)
+        place = Place(self.image, self.y, self.x0 + i, self.group, self.live)
+        return OutputStrip(self.problem, self.alu, place, 1, self.ragged)
 
-    def of_form(self, strips: Strips, form: Form) -> "OutputStrip":
-        """The same for lanes with a strip of one form; others compute anything and store nothing.
-
-        Strips of a form whose columns are known do not stick out.
-        """
-        inside, x0 = strips.members(self.x0, form)
-        place, live = (self.image, self.y, x0, self.group), both(self.live, inside)
+    def of_form(self, form: Form) -> "OutputStrip":
+        """The same for code of one form, whose strips do not stick out if its columns are known."""
+        x0 = self.x0
+        if len(form.strips) == 1:
+            x0 = jnp.full_like(x0, form.strips[0] * self.count)
+        place = Place(self.image, self.y, x0, self.group, self.live)
         ragged = self.ragged and form.columns is None
-        return OutputStrip(self.problem, self.alu, place, live, self.count, ragged, form.columns)
+        return OutputStrip(self.problem, self.alu, place, self.count, ragged, form.columns)
 
     def back(self, i: int) -> int:
         """Pixels from the last one to pixel i; not positive."""
@@ -178,25 +176,20 @@ def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, in
     return dict(sorted(taps.items()))
 
 
-def output_strips(problem: Problem, strip: int, units: int) -> tuple[Strips, list[Form]]:
-    """How lanes cover the output, and the forms of code for that."""
-    strips = Strips(*problem.out_size, strip, units, problem.batch)
+def output_strips(problem: Problem, tile: Tile, units: int) -> tuple[Strips, list[Form]]:
+    """How programs cover the output, and the forms of code for that."""
+    strips = Strips(*problem.out_size, tile.strip, units, problem.batch, tile.lanes)
     s, pad = problem.spec.stride, problem.spec.padding[1]
-    columns = window_columns(problem, strip)
-    return strips, strips.forms(strip * s, -pad, columns, problem.width)
+    columns = window_columns(problem, tile.strip)
+    return strips, strips.forms(tile.strip * s, -pad, columns, problem.width)
 
 
-def window_rows(problem: Problem, strips: Strips, first: Scalar, count: int) -> tuple[Any, Any]:
+def window_rows(problem: Problem, strips: Strips, first: Scalar) -> tuple[Any, Any]:
     """From and to (exclusive) which row the windows of a program's lanes reach into the image."""
     spec = problem.spec
     kh, pad, s, dilation = spec.kernel_size[0], spec.padding[0], spec.stride, spec.dilation
-    low, high, _ = strips.row_range(first, count)
+    low, high, _ = strips.row_range(first)
     above = jnp.maximum(pad - high * s, 0) + (dilation - 1)
     start = lax.div(above, jnp.int32(dilation))
     end = lax.div(problem.height - 1 + pad - low * s, jnp.int32(dilation)) + 1
     return start, jnp.minimum(end, kh)
-
-
-def live_lanes(lane: jax.Array, lanes: int, per_program: int) -> Vector | None:
-    """Which lanes have work; None if all of every program do."""
-    return None if lanes % per_program == 0 else lane < lanes

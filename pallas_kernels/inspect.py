@@ -6,7 +6,7 @@
 Compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp; "per tap" is per (pixel, tap, group), taps outside the image among them. A kernel has code
 for several forms of strips: those away from the left and right border, those at it. The average is
-over all programs, each with the forms and the window rows that it needs; none needs the exact pass.
+over all programs, each with its form and the window rows that it needs; none needs the exact pass.
 The bounds are a MODEL from data-sheet rates, not a time: the largest says which resource would
 limit a kernel that did everything else for free.
 
@@ -17,7 +17,6 @@ Needs `pip install 'lrnet-jax[inspect]'` (NVIDIA's compiler as wheels, no driver
 import argparse
 import collections
 import dataclasses
-import functools
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -86,12 +85,7 @@ class Report:
     @property
     def average(self) -> float:
         """Issue slots per (pixel, tap, group) over all programs."""
-        paths = self.code.paths(self.use.rows, self.tile.turns)
-        loops = frozenset(self.loops)
-        rest = min((n for way, n in paths.items() if not way & loops), default=0.0) / self.taps
-        return rest + sum(
-            share * (cost - rest) for share, cost in zip(self.use.shares, self.costs, strict=True)
-        )
+        return sum(x * cost for x, cost in zip(self.use.shares, self.costs, strict=True))
 
     @property
     def faults(self) -> list[str]:
@@ -139,8 +133,7 @@ class Use(NamedTuple):
     Attributes:
       forms: of strips.
       weights: for each form (pixel, tap) pairs of a window row, and whether there are masks.
-      shares: for each form the share of programs that need it; more than 1 together, as programs
-        that hold strips of several forms do one after the other.
+      shares: of programs that run each form.
       rows: trips of the loop over window rows, on average.
     """
 
@@ -153,20 +146,17 @@ class Use(NamedTuple):
 def use(problem: Problem, tile: Tile, name: str) -> Use:
     """Counts what every program of a kernel does."""
     if name == "key":
-        strips, forms = gpu_key_gradient.key_strips(problem, tile.strip)
+        strips, forms = gpu_key_gradient.key_strips(problem, tile)
         columns = gpu_key_gradient.output_columns(problem, tile.strip)
         rows = gpu_key_gradient.turns
     else:
         units = problem.groups * (problem.chunks if name == "forward" else 1)
-        strips, forms = gpu_window.output_strips(problem, tile.strip, units)
+        strips, forms = gpu_window.output_strips(problem, tile, units)
         columns = gpu_window.window_columns(problem, tile.strip)
         rows = gpu_window.window_rows
     first = jnp.arange(0, strips.lanes, tile.lanes, dtype=jnp.int32)
-    start, end = jax.vmap(lambda x: rows(problem, strips, x, tile.lanes))(first)
-    shares = [
-        float(jax.vmap(functools.partial(strips.touch, count=tile.lanes, form=form))(first).mean())
-        for form in forms
-    ]
+    start, end = jax.vmap(lambda x: rows(problem, strips, x))(first)
+    shares = [len(form.strips) / strips.per_row for form in forms]
     weights = [
         (
             sum(len(columns[c]) for c in (columns if form.columns is None else form.columns)),
@@ -182,7 +172,7 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict
     batch, ho, wo, groups, _ = shape.query
     taps = batch * ho * wo * groups * shape.spec.taps
     clocks = gpu.cores * gpu.clock * 1e3  # of all SMs, per microsecond
-    share: collections.Counter[str] = collections.Counter()
+    share: dict[str, float] = collections.defaultdict(float)
     for loop, programs in zip(found.loops, found.use.shares, strict=True):
         for kind, count in found.code.classes(loop).items():
             share[kind] += count * programs
@@ -223,11 +213,10 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
     )
     print(f"  {found.use.rows:.2f} of {shape.spec.kernel_size[0]} window rows per program")
     for i, (loop, form) in enumerate(zip(found.loops, found.use.forms, strict=True)):
-        ranges = ", ".join(f"{low} to {high}" for low, high in form.ranges)
         count = loop.last - loop.first + 1
         classes = ", ".join(f"{k} {v}" for k, v in found.code.classes(loop).items())
         print(
-            f"  strips {ranges}{' with masks' if form.columns is None else ''}, "
+            f"  strips {form.strips}{' with masks' if form.columns is None else ''}, "
             f"{found.use.shares[i]:.1%} of the programs: {found.costs[i]:.2f} per tap, of these "
             f"{count * found.use.rows / found.taps:.2f} in the loop over rows: {classes}"
         )
