@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import extend, lax
 from jax._src.pallas.triton import lowering, primitives
+from jax.interpreters import mlir
 
 BFLOAT16, FLOAT16 = jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16)
 
@@ -173,6 +174,22 @@ def _lower_block(ctx: Any, *inputs: Any, results: Any, text: str, constraints: s
         ctx, *inputs, asm=text, constraints=constraints, pack=1, result_shape_dtypes=results
     )
     return [lowered] if len(results) == 1 else list(lowered)
+
+
+_opaque_p = extend.core.Primitive("local_relation_opaque")
+_opaque_p.def_abstract_eval(lambda x: x)
+mlir.register_lowering(_opaque_p, lambda ctx, x: [x])
+
+
+@lowering.register_lowering(_opaque_p)
+def _lower_opaque(ctx: Any, x: Any) -> Any:
+    aval = ctx.avals_in[0]
+    return _lower_block(ctx, x, results=(aval,), text="mov.b32 $0, $1;", constraints="=r,r")[0]
+
+
+def opaque(x: jax.Array) -> jax.Array:
+    """An int32 array, of whose values the compiler of a kernel must assume nothing."""
+    return _opaque_p.bind(x)
 
 
 @dataclasses.dataclass(frozen=True)

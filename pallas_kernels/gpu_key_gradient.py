@@ -92,10 +92,12 @@ def _key_kernel(
         else:
             yo = (y + pad_y) // s - number
             offset = y + pad_y - yo * s
-            valid = (yo >= 0) & (yo < ho) & (offset <= (kh - 1) * spec.dilation)
+            row, valid = offset // spec.dilation, (yo >= 0) & (yo < ho)
             if spec.dilation > 1:
                 valid &= offset % spec.dilation == 0
-            row = jnp.minimum(offset // spec.dilation, kh - 1)
+            if not softmax:
+                valid &= row < kh
+            row = jnp.minimum(row, kh)  # the row after the last one is that of no weight
         return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
 
     start_turn, end_turn = turns(problem, strips, first)

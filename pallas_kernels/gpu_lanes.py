@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.gpu_arithmetic import Alu
+from pallas_kernels.gpu_arithmetic import Alu, opaque
 from pallas_kernels.gpu_problem import LOG2E, Problem, Vector
 
 Scalar = jax.Array | int
@@ -83,9 +83,11 @@ def base(index: Vector, multiple: int = 1) -> Vector:
     """An index that the compiler knows to be no less than 0 (and a multiple of something).
 
     Constants added to it must not be positive. Then no addition can overflow, and LLVM folds them
-    into the load instruction; otherwise every load costs two instructions for its address.
+    into the load instruction; otherwise every load costs two instructions for its address. (Opaque,
+    because where it also sees that the sum is no less than 0 it rewrites the addition such that the
+    folding fails.)
     """
-    return pl.multiple_of(index & 0x7FFFFFFF, multiple)
+    return pl.multiple_of(opaque(index) & 0x7FFFFFFF, multiple)
 
 
 @dataclasses.dataclass(frozen=True)
