@@ -190,11 +190,13 @@ def _key_kernel(
 
             zeros = [[zero] * problem.chunk] * strip
             d_keys, d_values = loop(end_turn, add_row, (d_keys, zeros), start_turn)
+            own = [Layout.channels(problem).again(x) for x in own]
             for i in range(strip):
                 channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
             return d_keys
 
         d_keys = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
+        keys = key_layout.again(keys)
         for i in range(strip):
             parts = [similarity.finish(x) for x in d_keys[i]]
             store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
