@@ -15,6 +15,7 @@ tells for each row of keys whether it holds for the output rows that look at it.
 """
 
 import jax
+import jax.numpy as jnp
 
 from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_key_gradient import key_side
@@ -64,7 +65,7 @@ def backward(
     d_key, d_value = key_side(problem, for_key, interpret, arrays, d_out, shift, sums)
     if prior is not None:
         assert d_prior is not None
-        d_prior = d_prior.T.reshape(prior.shape).astype(prior.dtype)
+        d_prior = jnp.swapaxes(d_prior, 0, 1).astype(prior.dtype)
     return (
         Layout.depth(problem, 0).from_memory(d_query, query.shape),
         Layout.depth(problem, 1).from_memory(d_key, key.shape),

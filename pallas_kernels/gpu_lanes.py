@@ -67,9 +67,14 @@ def split(x: jax.Array) -> list[Vector]:
     return [part for pair in zip(even, odd, strict=True) for part in pair]
 
 
-def join(a: Vector, b: Vector) -> jax.Array:
-    """Two vectors to (N, 2)."""
-    return jnp.stack([a, b], axis=1)
+def join(parts: Sequence[Vector]) -> jax.Array:
+    """The opposite of `split`."""
+    if len(parts) == 1:
+        return parts[0]
+    if len(parts) == 2:
+        return jnp.stack(parts, axis=1)
+    halves = jnp.stack([join(parts[::2]), join(parts[1::2])], axis=-1)
+    return halves.reshape(halves.shape[0], -1)
 
 
 def both(a: Vector | None, b: Vector | None) -> Vector | None:
@@ -204,13 +209,8 @@ class Layout:
                 return [ops.narrow(low, high, self.dtype) for low, high in pairs]
 
             parts = alu.fuse(narrow, list(parts), words=True)
-        if len(parts) % 2:
-            for i, part in enumerate(parts):
-                store(alu, ref, start + (offset + i), part, mask)
-        else:
-            for i in range(0, len(parts), 2):
-                pair = join(parts[i], parts[i + 1])
-                store(alu, ref, span(start, offset + i, 2), pair, mask)
+        index = span(start, offset, len(parts)) if len(parts) > 1 else start + offset
+        store(alu, ref, index, join(parts), mask)
 
 
 def depth_base(problem: Problem, layout: Layout, place: Vector) -> Vector:
@@ -369,7 +369,7 @@ class Place(NamedTuple):
 
 # Code grows with every form, and compile time with it.
 MOST_FORMS = 5
-SMALLEST_SHARE = 0.1
+SMALLEST_SHARE = 0.07
 
 
 @dataclasses.dataclass(frozen=True)
@@ -499,6 +499,11 @@ def by_form(forms: Sequence[Form], strip: Scalar, run: Callable[[Form], Any]) ->
 PRIORS = 4  # a lane reads so many at a time, 16 bytes
 
 
+def padded(kw: int) -> int:
+    """Numbers in memory for a window row of `kw` taps."""
+    return -(-kw // PRIORS) * PRIORS
+
+
 def scaled_prior(problem: Problem, prior: jax.Array | None) -> list[jax.Array]:
     """The prior as the kernels read it: [] or one flat float32 array, (2, Kh + 1, G, Kw padded).
 
@@ -511,7 +516,7 @@ def scaled_prior(problem: Problem, prior: jax.Array | None) -> list[jax.Array]:
     _, kw = problem.spec.kernel_size
     outside = -math.inf if problem.softmax else 0.0
     natural = jnp.swapaxes(prior.astype(jnp.float32), 0, 1)  # (Kh, G, Kw)
-    natural = jnp.pad(natural, ((0, 0), (0, 0), (0, -kw % PRIORS)))
+    natural = jnp.pad(natural, ((0, 0), (0, 0), (0, padded(kw) - kw)))
     natural = jnp.pad(natural, ((0, 1), (0, 0), (0, 0)), constant_values=outside)
     limit = float(np.finfo(np.float32).max)
     in_log2 = jnp.where(jnp.isinf(natural), natural, jnp.clip(natural * LOG2E, -limit, limit))
@@ -527,8 +532,8 @@ def load_priors(
         prior = jnp.where(valid, 0.0, -math.inf if problem.softmax else 0.0)
         return [prior] * kw
     row = jnp.where(valid, row, kh) + (0 if fast and problem.softmax else kh + 1)
-    last = kw + -kw % PRIORS - PRIORS
-    start = base((row * problem.groups + group) * (last + PRIORS) + last, PRIORS)
+    last = padded(kw) - PRIORS
+    start = base((row * problem.groups + group) * padded(kw) + last, PRIORS)
     vectors = [load(refs[0], span(start, i - last, PRIORS)) for i in range(0, kw, PRIORS)]
     return [prior for vector in vectors for prior in split(vector)][:kw]
 

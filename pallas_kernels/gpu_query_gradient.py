@@ -19,6 +19,7 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.gpu_arithmetic import Alu, dot
 from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_lanes import (
+    PRIORS,
     Channels,
     Form,
     Layout,
@@ -30,7 +31,10 @@ from pallas_kernels.gpu_lanes import (
     load,
     load_priors,
     loop,
+    padded,
     result,
+    span,
+    split,
     store,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
@@ -72,7 +76,7 @@ def query_side(
     d_out: jax.Array,
     normalizer: Normalizer | None,
 ) -> tuple[jax.Array, jax.Array | None, Sums | None]:
-    """(d_query as in memory, d_prior as (Kh*Kw, G), the sums of a softmax)."""
+    """(d_query as in memory, d_prior as (Kh, G, Kw), the sums of a softmax)."""
     strips, forms = output_strips(problem, tile, problem.groups)
     along, across, rounds = strips.grid
     turns = next(n for n in range(tile.turns, 0, -1) if rounds % n == 0)
@@ -89,7 +93,8 @@ def query_side(
             result(d_out, strips.batch * across * strips.rows * problem.groups, jnp.int32),
         ]
     if problem.has_prior:
-        shapes.append(result(d_out, problem.spec.taps * columns, jnp.float32))
+        kh, kw = problem.spec.kernel_size
+        shapes.append(result(d_out, kh * columns * padded(kw), jnp.float32))
     d_query, *rest = pl.pallas_call(
         functools.partial(
             _query_kernel, problem, strips, forms, turns, columns, Alu(inline=not interpret)
@@ -105,7 +110,7 @@ def query_side(
         pairs, findings, *rest = rest
         sums = Sums(pairs, _by_key_row(problem, findings))
     if problem.has_prior:
-        d_prior = jnp.sum(rest[0].reshape(problem.spec.taps, -1, problem.groups), axis=1)
+        d_prior = jnp.sum(rest[0].reshape(kh, -1, problem.groups, padded(kw)), axis=1)[..., :kw]
     return d_query, d_prior, sums
 
 
@@ -145,15 +150,18 @@ def _query_kernel(
     start_row, end_row = window_rows(problem, strips, first)
     zero = jnp.zeros((strips.per_program,), jnp.float32)
 
-    def priors_at(row: Any, dx: int) -> Vector:
-        """Where this lane's column of memory has the sum of a tap."""
-        return base((row * kw + (kw - 1)) * columns + column_of_lane) + (dx + 1 - kw) * columns
+    last = padded(kw) - PRIORS
+
+    def priors_at(row: Any) -> list[jax.Array]:
+        """Where this lane's column of memory has the sums of a window row."""
+        start = base((row * columns + column_of_lane) * padded(kw) + last, PRIORS)
+        return [span(start, i - last, PRIORS) for i in range(0, kw, PRIORS)]
 
     if problem.has_prior:
 
         def clear(row: Any, carry: Any) -> Any:
-            for dx in range(kw):
-                store(alu, left[0], priors_at(row, dx), zero, has_column)
+            for where in priors_at(row):
+                store(alu, left[0], where, join([zero] * PRIORS), has_column)
             return carry
 
         loop(kh, clear, 0)
@@ -266,9 +274,11 @@ def _query_kernel(
 
         def add_priors(row: Any, d_priors: list[Vector], mask: Vector | None) -> None:
             """Adds a window row's sums to this lane's column."""
-            for dx, total in enumerate(d_priors):
-                where = priors_at(row, dx)
-                store(alu, left[0], where, total + load(left[0], where, has_column), mask)
+            for i, where in enumerate(priors_at(row)):
+                sums = split(load(left[0], where, has_column))
+                new = d_priors[i * PRIORS :][:PRIORS]
+                sums = [x + y for x, y in zip(sums, new, strict=False)] + sums[len(new) :]
+                store(alu, left[0], where, join(sums), mask)
 
         def gather_all(pairs: list[tuple[Vector, Vector]], fast: bool) -> None:
             # Before the forms: what they share is in registers once.
@@ -304,7 +314,7 @@ def _query_kernel(
             shifted |= odd if fits is None else odd & fits
             wide |= far if fits is None else far & fits
             pairs.append((factor, -delta[i]))
-            store(alu, pairs_ref, whole.pair(i), join(*pairs[i]), whole.ok[i])
+            store(alu, pairs_ref, whole.pair(i), join(pairs[i]), whole.ok[i])
         finding = jnp.where(shifted, SHIFTED, jnp.where(wide, WIDE_FACTOR, PLAIN))
         worst = jnp.max(finding)
         row = (place.image * strips.per_row + number) * strips.rows + place.row

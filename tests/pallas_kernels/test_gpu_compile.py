@@ -62,7 +62,13 @@ class TestCode:
         assert loop.innermost
 
     def test_paths_count_loops_with_their_trips(self):
-        assert self.code.paths(trips=7) == [3 + 2, 3 + 3 * 7 + 1 + 1]
+        [loop] = self.code.loops
+        paths = self.code.paths(trips=7)
+        assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
+
+    def test_turns_divide_what_lies_around_the_longest_loop(self):
+        [loop] = self.code.loops
+        assert self.code.paths(trips=7, turns=2)[frozenset([loop])] == (3 + 1 + 1) / 2 + 3 * 7
 
 
 class TestTiles:
