@@ -122,10 +122,12 @@ class OutputStrip:
             self.alu, self.problem, self._layout, ref, self._queries, places, self.fits[i], far=-1
         )
 
-    def store_query(self, ref: Any, i: int, parts: list[Vector]) -> None:
-        """Writes the gradient of a query."""
-        places = self.back(i) * self.problem.groups
-        store_depth(self.alu, self._layout, ref, self._queries, places, parts, self.ok[i])
+    def store_queries(self, ref: Any, parts: Sequence[list[Vector]]) -> None:
+        """Writes the gradients of the queries of all pixels."""
+        start = self._layout.again(self._queries)
+        for i, part in enumerate(parts):
+            places = self.back(i) * self.problem.groups
+            store_depth(self.alu, self._layout, ref, start, places, part, self.ok[i])
 
     def row(self, number: Any, channels: Channels) -> Row:
         """A row of the windows."""
