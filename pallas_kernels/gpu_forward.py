@@ -168,6 +168,7 @@ def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *
         # Without softmax there is no sum of weights.
         sums: list[list[Vector]] = [[zero] if problem.softmax else []] * strip.count
         total, acc = loop(end, body, (sums, [[zero] * problem.chunk] * strip.count), start)
+        strip = strip.anew()
         if not problem.softmax:
             outputs = channels.bases(strip.last_pixel)
             for i in range(strip.count):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.gpu_arithmetic import Alu, dot
+from pallas_kernels.gpu_arithmetic import Alu, dot, opaque
 from pallas_kernels.gpu_lanes import (
     Channels,
     Form,
@@ -118,8 +118,11 @@ def _key_kernel(
         if form and len(form.strips) == 1:
             x0 = jnp.full_like(x0, form.strips[0] * strip)
         last = max(taps, default=0)
-        last_pixel = (image * problem.height + y) * problem.width + x0 + (strip - 1)
-        keys = depth_base(problem, key_layout, last_pixel * groups + group)
+
+        def last_pixel(image: Vector) -> Vector:
+            return (image * problem.height + y) * problem.width + x0 + (strip - 1)
+
+        keys = depth_base(problem, key_layout, last_pixel(image) * groups + group)
         ragged = columns is None and problem.width % strips.strip > 0
         fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
         ok = [both(live, x) for x in fits]
@@ -148,7 +151,7 @@ def _key_kernel(
 
         def add_chunk(chunk: Any, d_keys: Any) -> Any:
             channels = Channels.of(problem, group, chunk)
-            own = channels.bases(last_pixel)
+            own = channels.bases(last_pixel(image))
             v = [channels.load(alu, v_ref, own, back[i], fits[i]) for i in range(strip)]
 
             def add_row(number: Any, sums: Any) -> Any:
@@ -190,13 +193,13 @@ def _key_kernel(
 
             zeros = [[zero] * problem.chunk] * strip
             d_keys, d_values = loop(end_turn, add_row, (d_keys, zeros), start_turn)
-            own = [Layout.channels(problem).again(x) for x in own]
+            own = channels.bases(last_pixel(opaque(image)))  # as in `OutputStrip.anew`
             for i in range(strip):
                 channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
             return d_keys
 
         d_keys = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
-        keys = key_layout.again(keys)
+        keys = depth_base(problem, key_layout, last_pixel(opaque(image)) * groups + group)
         for i in range(strip):
             parts = [similarity.finish(x) for x in d_keys[i]]
             store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])

@@ -148,14 +148,6 @@ class Layout:
             index = lax.shift_right_logical(index, jnp.int32(1))
         return base(index, self.size // self.unit)
 
-    def again(self, start: Vector) -> Vector:
-        """Another name for what `base` gave, for use at the other end of a kernel.
-
-        Under the same name LLVM would keep all the sums that loads and stores share, in two
-        registers and four instructions each.
-        """
-        return base(start, self.size // self.unit)
-
     def load(
         self,
         alu: Alu,

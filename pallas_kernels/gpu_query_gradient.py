@@ -269,8 +269,9 @@ def _query_kernel(
                 return loop(end_row, add_row, sums, start_row)
 
             sums = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip.count)
-            parts = [[similarity.finish(x) for x in pixel] for pixel in sums]
-            strip.store_queries(d_query_ref, parts)
+            strip = strip.anew()
+            for i in range(strip.count):
+                strip.store_query(d_query_ref, i, [similarity.finish(x) for x in sums[i]])
 
         def add_priors(row: Any, d_priors: list[Vector], mask: Vector | None) -> None:
             """Adds a window row's sums to this lane's column."""

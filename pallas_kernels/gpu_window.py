@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.gpu_arithmetic import Alu
+from pallas_kernels.gpu_arithmetic import Alu, opaque
 from pallas_kernels.gpu_lanes import (
     Channels,
     Form,
@@ -88,6 +88,16 @@ class OutputStrip:
         }
         """Columns of keys; see `window_columns`."""
 
+    def anew(self) -> "OutputStrip":
+        """The same, with indices that are computed again: for stores after a loop.
+
+        Those from before it would take registers in between, and LLVM would share the sums of
+        bases and offsets with the loads, each for two registers and four instructions.
+        """
+        place = Place(opaque(self.image), self.y, self.x0, self.group, self.live)
+        columns = None if self.masked else tuple(self.taps)
+        return OutputStrip(self.problem, self.alu, place, self.count, self.ragged, columns)
+
     def pixel(self, i: Scalar) -> "OutputStrip":
         """One of the pixels, as a strip of its own."""
         place = Place(self.image, self.y, self.x0 + i, self.group, self.live)
@@ -122,12 +132,10 @@ class OutputStrip:
             self.alu, self.problem, self._layout, ref, self._queries, places, self.fits[i], far=-1
         )
 
-    def store_queries(self, ref: Any, parts: Sequence[list[Vector]]) -> None:
-        """Writes the gradients of the queries of all pixels."""
-        start = self._layout.again(self._queries)
-        for i, part in enumerate(parts):
-            places = self.back(i) * self.problem.groups
-            store_depth(self.alu, self._layout, ref, start, places, part, self.ok[i])
+    def store_query(self, ref: Any, i: int, parts: list[Vector]) -> None:
+        """Writes the gradient of a query."""
+        places = self.back(i) * self.problem.groups
+        store_depth(self.alu, self._layout, ref, self._queries, places, parts, self.ok[i])
 
     def row(self, number: Any, channels: Channels) -> Row:
         """A row of the windows."""
