@@ -177,19 +177,27 @@ def _lower_block(ctx: Any, *inputs: Any, results: Any, text: str, constraints: s
 
 
 _opaque_p = extend.core.Primitive("local_relation_opaque")
-_opaque_p.def_abstract_eval(lambda x: x)
-mlir.register_lowering(_opaque_p, lambda ctx, x: [x])
+_opaque_p.def_abstract_eval(lambda x, *_: x)
+mlir.register_lowering(_opaque_p, lambda ctx, x, *_: [x])
 
 
 @lowering.register_lowering(_opaque_p)
-def _lower_opaque(ctx: Any, x: Any) -> Any:
-    aval = ctx.avals_in[0]
-    return _lower_block(ctx, x, results=(aval,), text="mov.b32 $0, $1;", constraints="=r,r")[0]
+def _lower_opaque(ctx: Any, *inputs: Any) -> Any:
+    constraints = "=r" + ",r" * len(inputs)
+    results = tuple(ctx.avals_in[:1])
+    return _lower_block(
+        ctx, *inputs, results=results, text="mov.b32 $0, $1;", constraints=constraints
+    )[0]
 
 
-def opaque(x: jax.Array) -> jax.Array:
-    """An int32 array, of whose values the compiler of a kernel must assume nothing."""
-    return _opaque_p.bind(x)
+def opaque(x: jax.Array, *loops: jax.Array) -> jax.Array:
+    """An int32 array, of whose values the compiler of a kernel must assume nothing.
+
+    Args:
+      x: the array.
+      *loops: numbers of the loops' turns out of which nothing that depends on the result may move.
+    """
+    return _opaque_p.bind(x, *(jnp.broadcast_to(turn, x.shape) for turn in loops))
 
 
 @dataclasses.dataclass(frozen=True)

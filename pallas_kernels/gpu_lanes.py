@@ -413,7 +413,7 @@ class Strips:
         """Programs: along the lanes, strips, rounds of images."""
         return pl.cdiv(self.lanes, self.per_program), self.per_row, -(-self.batch // self.together)
 
-    def place(self, first: Scalar, strip: Scalar, images: Scalar) -> Place:
+    def place(self, first: Scalar, strip: Scalar, images: jax.Array) -> Place:
         """Where a program works.
 
         Args:
@@ -423,7 +423,8 @@ class Strips:
         """
         lane = first + jnp.arange(self.per_program, dtype=jnp.int32)
         live = None if self.lanes % self.per_program == 0 else lane < self.lanes
-        image, row, unit = self._digits(jnp.minimum(lane, self.lanes - 1))
+        # Found again in each round: to keep it would cost registers.
+        image, row, unit = self._digits(opaque(jnp.minimum(lane, self.lanes - 1), images))
         image = images * self.together + image
         if self.batch % self.together:
             live = both(live, image < self.batch)
