@@ -3,8 +3,9 @@
     python -m experiments.compare_kernels [--shapes='odd/*'] [--dtypes=float32,bfloat16]
         [--batch=8]
 
-On an NVIDIA GPU the real kernels, with time and temporary memory beside XLA's; elsewhere the same
-kernels in interpret mode on small shapes, errors only. Each error stands beside its budget, and the
+On an NVIDIA GPU the real kernels, with time and temporary memory beside the reference's and XLA's
+(ratio to the reference; see `pallas_kernels.benchmark`); elsewhere the same kernels in interpret
+mode on small shapes, errors only. Each error stands beside its budget, and the
 table ends with why the budget is what it is. Exit code 1 if an error is beyond its budget.
 """
 
@@ -12,17 +13,17 @@ import argparse
 import fnmatch
 import functools
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import gpu_backward, gpu_forward, local_relation
+from pallas_kernels import gpu_backward, gpu_forward
+from pallas_kernels.benchmark import measure, table
 from pallas_kernels.comparison import REASON, cut, errors
 from pallas_kernels.gpu import unavailable, unsupported
-from pallas_kernels.shapes import SHAPES, Shape, make_cotangent, make_inputs
+from pallas_kernels.shapes import SHAPES, Shape, make_inputs
 from pallas_kernels.tiling import Tile
 
 # Interpret mode compiles for seconds per shape and dtype.
@@ -43,28 +44,6 @@ def kernels(shape: Shape, interpret: bool, *arrays: Any) -> tuple[jax.Array | No
         shape.spec, *inputs, out, normalizer, d_out, interpret=interpret, tiles=tiles
     )
     return out, *gradients
-
-
-def cost(shape: Shape, dtype: Any, implementation: str) -> tuple[float, int]:
-    """(milliseconds, bytes of temporary memory) of a forward and backward pass."""
-    inputs, d_out = make_inputs(shape, dtype), make_cotangent(shape, dtype)
-
-    def step(*inputs: Any) -> Any:
-        def run(*inputs: Any) -> jax.Array:
-            return local_relation(*inputs, **shape.options, implementation=implementation)
-
-        out, vjp = jax.vjp(run, *inputs)
-        return out, vjp(d_out)
-
-    compiled = jax.jit(step).lower(*inputs).compile()
-    jax.block_until_ready(compiled(*inputs))
-    seconds = []
-    for _ in range(20):
-        started = time.perf_counter()
-        jax.block_until_ready(compiled(*inputs))
-        seconds.append(time.perf_counter() - started)
-    memory: Any = compiled.memory_analysis()
-    return 1e3 * min(seconds), memory.temp_size_in_bytes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,12 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     flush=True,
                 )
             if not interpret:
-                for implementation in ("pallas", "xla"):
-                    ms, temporary = cost(shape, jnp.dtype(dtype), implementation)
-                    print(
-                        f"{shape.name:34} {dtype:8} {implementation}: forward and backward "
-                        f"{ms:.3f} ms, {temporary / 2**20:.1f} MiB temporary"
-                    )
+                print(table(measure(shape, ("reference", "xla", "pallas"), dtype, rounds=10)))
     print("\nBudgets, in units of the terms that make up a result:")
     for dtype in options.dtypes.split(","):
         if jnp.dtype(dtype).itemsize == 2:

@@ -6,7 +6,9 @@ Contestants: every implementation that runs here, a dense 3x3 and a depthwise 7x
 same width and stride. They are compiled ahead of time and run in turn within one process, so that
 a busy machine slows all of them alike: trust the ratios, not the milliseconds. Ratios are to the
 first contestant. Temporary memory is what the compiler reports, without inputs and outputs. On a
-GPU each run is several calls in a row, so that what counts is the time of the device.
+GPU each run is several calls in a row, so that what counts is the time of the device. Where all
+local relations of a network were measured, their sums follow (1x1 convolutions and the rest of a
+network: `python -m experiments.benchmark_networks`).
 
     python -m pallas_kernels.benchmark --tune [--shapes='lrnet50/*'] [--batch=128]
 
@@ -29,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.local_relation import implementations, local_relation
-from pallas_kernels.shapes import SHAPES, Shape, make_cotangent, make_inputs
+from pallas_kernels.shapes import LAYERS, SHAPES, Shape, make_cotangent, make_inputs
 
 DEFAULT_SHAPES = "stem,lrnet26/*"
 CONVOLUTIONS = ("dense_3x3", "depthwise_7x7")
@@ -213,11 +215,11 @@ def _with_gradients(function: Callable) -> Callable:
 
 
 def table(records: Iterable[dict[str, Any]]) -> str:
-    """The records of one shape as text; ratios to the first contestant of each pass."""
+    """Records as text; ratios to the first contestant of each shape and pass."""
     lines = []
-    first: dict[str, dict[str, Any]] = {}
+    first: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
-        base = first.setdefault(record["direction"], record)
+        base = first.setdefault((record["shape"], record["direction"]), record)
         seconds, temp = record["seconds"], record["temp_bytes"]
         spread = " ".join(f"{1e3 * seconds[x]:.2f}" for x in ("least", "lower", "upper"))
         ratio = seconds["median"] / base["seconds"]["median"]
@@ -228,6 +230,38 @@ def table(records: Iterable[dict[str, Any]]) -> str:
             f" {temp_ratio} {temp / 2**20:8.1f} MiB {record['compile_seconds']:6.2f} s"
         )
     return "\n".join(lines)
+
+
+def whole_networks(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records of all local relations of a network together, where each of its shapes was measured.
+
+    Seconds are sums over the layers, also those of the quartiles (so their spread is an upper
+    bound); temporary memory is that of the layer with most.
+    """
+    found = []
+    for network, layers in LAYERS.items():
+        of = {(r["name"], r["direction"], r["shape"]): r for r in records if r["shape"] in layers}
+        for direction in PASSES:
+            names = [name for name, way, shape in of if way == direction and shape == "stem"]
+            for name in names:
+                parts = [(of.get((name, direction, shape)), n) for shape, n in layers.items()]
+                known = [(part, n) for part, n in parts if part is not None]
+                if len(known) < len(parts):
+                    continue
+                found.append(
+                    {
+                        "shape": f"{network}, {sum(layers.values())} layers",
+                        "name": name,
+                        "direction": direction,
+                        "seconds": {
+                            key: sum(n * part["seconds"][key] for part, n in known)
+                            for key in known[0][0]["seconds"]
+                        },
+                        "temp_bytes": max(part["temp_bytes"] for part, _ in known),
+                        "compile_seconds": sum(part["compile_seconds"] for part, _ in known),
+                    }
+                )
+    return found
 
 
 def select(patterns: str) -> list[Shape]:
@@ -282,8 +316,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         of_shape = measure(shape, names, options.dtype, options.rounds)
         print(table(of_shape), flush=True)
         records += of_shape
+    networks = whole_networks(records)
+    if networks:
+        print(table(networks))
     if options.json:
-        result = {"machine": machine(), **vars(options), "records": records}
+        result = {"machine": machine(), **vars(options), "records": records, "networks": networks}
         with open(options.json, "w") as file:
             json.dump(result, file, indent=1)
 

@@ -99,6 +99,24 @@ NETWORKS: tuple[Shape, ...] = (
     *_network("lrnet101", 103),
 )
 
+# Local relations per stage: a basic block has two, a bottleneck one.
+_STAGES = {
+    "lrnet18": (4, 4, 4, 4),
+    "lrnet26": (2, 2, 2, 2),
+    "lrnet50": (3, 4, 6, 3),
+    "lrnet101": (3, 4, 23, 3),
+}
+LAYERS: dict[str, dict[str, int]] = {
+    network: {
+        "stem": 1,
+        f"{network}/res2": stages[0],
+        **{f"{network}/res{i}_stride2": 1 for i in (3, 4, 5)},
+        **{f"{network}/res{i}": stages[i - 2] - 1 for i in (3, 4, 5)},
+    }
+    for network, stages in _STAGES.items()
+}
+"""Network -> the shapes of its local relations, and how many it has of each."""
+
 ODD: tuple[Shape, ...] = (
     Shape("odd/partial_group", 9, 11, 20, Spec((7, 7), 8)),
     Shape("odd/fewer_channels_than_group", 6, 5, 3, Spec((3, 3), 8)),

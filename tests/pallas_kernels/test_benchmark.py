@@ -55,6 +55,26 @@ def test_measure_compares_all_contestants():
     assert " 1.000 " in text.splitlines()[0]
 
 
+def test_sums_of_whole_networks():
+    def record(shape, seconds, temp):
+        return {
+            "shape": shape,
+            "name": "xla",
+            "direction": "forward",
+            "seconds": {"median": seconds},
+            "temp_bytes": temp,
+            "compile_seconds": 1.0,
+        }
+
+    records = [record(name, 1.0, 5) for name in SHAPES if name.startswith("lrnet50/")]
+    assert benchmark.whole_networks(records) == []  # the stem is missing
+    records.append(record("stem", 10.0, 7))
+    [total] = benchmark.whole_networks(records)
+    assert total["shape"] == "lrnet50, 17 layers"
+    assert total["seconds"]["median"] == 26.0
+    assert total["temp_bytes"] == 7
+
+
 def test_convolutions_have_the_output_of_the_local_relation():
     for shape in (SHAPES["odd/stride3"], SHAPES["odd/partial_group"]):
         names = ["xla", *benchmark.CONVOLUTIONS]
