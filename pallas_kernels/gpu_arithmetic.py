@@ -2,8 +2,8 @@
 
 XLA's Triton never fuses a multiplication with an addition, and one of its passes takes time that
 grows with the cube of the operations in a kernel (it follows every operation from every load). So
-the arithmetic of a tap is a function of `ops` and numbers, which `Alu.fuse` turns into a single
-operation: the function is run on `Register`s, which write down PTX, instead of on arrays.
+the arithmetic on a column of keys is a function of `ops` and numbers, which `Alu.fuse` turns into
+a single operation: the function is run on `Register`s, which write down PTX, instead of on arrays.
 """
 
 import dataclasses
@@ -241,6 +241,14 @@ class Alu:
             constraints=",".join(constraints),
         )
         return jax.tree_util.tree_unflatten(out_tree, arrays)
+
+    def fuse_each(
+        self, body: Callable[..., Any], shared: tuple[Any, ...], each: Sequence[tuple[Any, ...]]
+    ) -> list[Any]:
+        """A list of `body(ops, *shared, *x)` for each x, as one operation."""
+        return self.fuse(
+            lambda ops, shared, each: [body(ops, *shared, *x) for x in each], shared, list(each)
+        )
 
 
 def dot(ops: Any, a: Sequence[Any], b: Sequence[Any], start: Any) -> Any:

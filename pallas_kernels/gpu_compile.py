@@ -137,6 +137,8 @@ def prepare() -> None:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    # Half of a compilation's time went into names for a stack trace that nobody sees.
+    os.environ.setdefault("LLVM_DISABLE_SYMBOLIZATION", "1")
 
 
 def absent_mesh(gpu: Gpu, axis: str = "gpu") -> jax.sharding.Mesh:

@@ -143,7 +143,7 @@ def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *
         # exponentials, and finite values in the row that is read instead.
         mask_rows = not problem.softmax
 
-        def tap(ops: Any, q: Any, k: Any, prior: Any, v: Any, total: Any, acc: Any) -> Any:
+        def tap(ops: Any, k: Any, v: Any, q: Any, prior: Any, total: Any, acc: Any) -> Any:
             weight, _ = similarity.logit(ops, q, k, prior)
             if problem.softmax:
                 weight = ops.exp2(weight)
@@ -160,9 +160,12 @@ def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *
                     mask = both(mask, row.valid)
                 k = strip.load_key(k_ref, row, column, mask)
                 v = strip.load_value(channels, v_ref, row, column, mask)
-                for i, dx in users:
-                    prior = strip.masked_prior(priors[dx], i, mask)
-                    total[i], acc[i] = alu.fuse(tap, q[i], k, prior, v, total[i], acc[i])
+                pixels = [
+                    (q[i], strip.masked_prior(priors[dx], i, mask), total[i], acc[i])
+                    for i, dx in users
+                ]
+                for (i, _), sums in zip(users, alu.fuse_each(tap, (k, v), pixels), strict=True):
+                    total[i], acc[i] = sums
             return total, acc
 
         # Without softmax there is no sum of weights.

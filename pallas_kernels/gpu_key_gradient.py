@@ -135,7 +135,7 @@ def _key_kernel(
         ]
 
         def tap(
-            ops: Any, k: Any, q: Any, prior: Any, g: Any, v: Any, start: Any, normalizer: Any,
+            ops: Any, q: Any, g: Any, start: Any, normalizer: Any, k: Any, prior: Any, v: Any,
             d_key: Any, d_value: Any,
         ) -> Any:  # fmt: skip
             weight, parts = similarity.logit(ops, k, q, prior)
@@ -182,13 +182,15 @@ def _key_kernel(
                         normalizer = [factor]
                         if not fast:
                             normalizer = [load(shift_ref, shifts + places, mask, 0.0), factor]
+                    seen = []
                     for i, dx in users:
                         prior = priors[dx]
                         if softmax and mask is not None and not problem.far:
                             prior = jnp.where(mask, prior, -jnp.inf)
-                        d_keys[i], d_values[i] = alu.fuse(
-                            tap, k[i], q, prior, g, v[i], start, normalizer, d_keys[i], d_values[i]
-                        )
+                        seen.append((k[i], prior, v[i], d_keys[i], d_values[i]))
+                    new = alu.fuse_each(tap, (q, g, start, normalizer), seen)
+                    for (i, _), (of_key, of_value) in zip(users, new, strict=True):
+                        d_keys[i], d_values[i] = of_key, of_value
                 return d_keys, d_values
 
             zeros = [[zero] * problem.chunk] * strip

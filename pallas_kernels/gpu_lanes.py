@@ -54,7 +54,8 @@ def result(like: jax.Array, size: int, dtype: Any) -> jax.ShapeDtypeStruct:
 
 def span(index: Vector, start: int, size: int) -> jax.Array:
     """Indices of `size` neighbouring elements per lane: (N, size)."""
-    return index[:, None] + start + jnp.arange(size, dtype=jnp.int32)[None, :]
+    # In this order, so that spans from one index share all but the last addition.
+    return index[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :] + start
 
 
 def split(x: jax.Array) -> list[Vector]:

@@ -229,7 +229,7 @@ def _query_kernel(
                 ]
 
             def tap(
-                ops: Any, q: Any, k: Any, prior: Any, g: Any, v: Any, start: Any, normalizer: Any,
+                ops: Any, k: Any, v: Any, q: Any, prior: Any, g: Any, start: Any, normalizer: Any,
                 sums: Any, d_prior: Any,
             ) -> Any:  # fmt: skip
                 logit, parts = similarity.logit(ops, q, k, prior)
@@ -256,12 +256,16 @@ def _query_kernel(
                             mask = both(mask, row.valid)
                         k = strip.load_key(k_ref, row, column, mask)
                         v = strip.load_value(channels, v_ref, row, column, mask)
-                        for i, dx in users:
-                            prior = strip.masked_prior(priors[dx], i, mask)
-                            sums[i], d_priors[dx] = alu.fuse(
-                                tap, q[i], k, prior, g[i], v, start[i], normalizers[i],
-                                sums[i], d_priors[dx],
-                            )  # fmt: skip
+                        pixels = [
+                            (
+                                q[i], strip.masked_prior(priors[dx], i, mask), g[i], start[i],
+                                normalizers[i], sums[i], d_priors[dx],
+                            )
+                            for i, dx in users
+                        ]  # fmt: skip
+                        new = alu.fuse_each(tap, (k, v), pixels)
+                        for (i, dx), (of_query, of_prior) in zip(users, new, strict=True):
+                            sums[i], d_priors[dx] = of_query, of_prior
                     if problem.has_prior:
                         add_priors(number, d_priors, strip.live)
                     return sums
