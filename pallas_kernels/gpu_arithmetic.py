@@ -177,6 +177,7 @@ def _lower_block(ctx: Any, *inputs: Any, results: Any, text: str, constraints: s
 
 
 _opaque_p = extend.core.Primitive("local_relation_opaque")
+_opaque_p.def_impl(lambda x, *_: x)
 _opaque_p.def_abstract_eval(lambda x, *_: x)
 mlir.register_lowering(_opaque_p, lambda ctx, x, *_: [x])
 

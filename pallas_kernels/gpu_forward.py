@@ -25,11 +25,8 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.gpu_arithmetic import Alu
 from pallas_kernels.gpu_lanes import (
     Channels,
-    Form,
     Layout,
-    Strips,
     both,
-    by_form,
     load_priors,
     loop,
     result,
@@ -37,6 +34,7 @@ from pallas_kernels.gpu_lanes import (
     store,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
+from pallas_kernels.gpu_strips import Form, Strips, by_form
 from pallas_kernels.gpu_window import (
     OutputStrip,
     Row,

@@ -13,13 +13,10 @@ from jax.experimental.pallas import triton as plt
 from pallas_kernels.gpu_arithmetic import Alu, dot, opaque
 from pallas_kernels.gpu_lanes import (
     Channels,
-    Form,
     Layout,
     Scalar,
-    Strips,
     base,
     both,
-    by_form,
     depth_base,
     load,
     load_depth,
@@ -31,6 +28,7 @@ from pallas_kernels.gpu_lanes import (
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
 from pallas_kernels.gpu_query_gradient import SHIFTED, Sums
+from pallas_kernels.gpu_strips import Form, Strips, by_form
 from pallas_kernels.tiling import Tile
 
 

@@ -21,12 +21,9 @@ from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_lanes import (
     PRIORS,
     Channels,
-    Form,
     Layout,
-    Strips,
     base,
     both,
-    by_form,
     join,
     load,
     load_priors,
@@ -38,6 +35,7 @@ from pallas_kernels.gpu_lanes import (
     store,
 )
 from pallas_kernels.gpu_problem import LOG2E, Problem, Similarity, Vector
+from pallas_kernels.gpu_strips import Form, Strips, by_form
 from pallas_kernels.gpu_window import OutputStrip, output_strips, window_rows
 from pallas_kernels.tiling import Tile
 

@@ -14,11 +14,8 @@ from jax import lax
 from pallas_kernels.gpu_arithmetic import Alu, opaque
 from pallas_kernels.gpu_lanes import (
     Channels,
-    Form,
     Layout,
-    Place,
     Scalar,
-    Strips,
     base,
     both,
     depth_base,
@@ -27,6 +24,7 @@ from pallas_kernels.gpu_lanes import (
     store_depth,
 )
 from pallas_kernels.gpu_problem import Problem, Vector
+from pallas_kernels.gpu_strips import Form, Place, Strips
 from pallas_kernels.tiling import Tile
 
 

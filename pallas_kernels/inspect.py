@@ -30,9 +30,9 @@ import jax.numpy as jnp  # noqa: E402
 
 from pallas_kernels import gpu_key_gradient, gpu_window  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
-from pallas_kernels.gpu_lanes import Form  # noqa: E402
 from pallas_kernels.gpu_problem import Problem  # noqa: E402
 from pallas_kernels.gpu_programs import KERNELS, program  # noqa: E402
+from pallas_kernels.gpu_strips import Form  # noqa: E402
 from pallas_kernels.sass import Code, Loop  # noqa: E402
 from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402

@@ -4,14 +4,15 @@
 model of the instructions decides. It was fitted to disassembled kernels
 (`python -m pallas_kernels.inspect`), not to a clock:
 
-* All kernels issue about one instruction per clock and scheduler long before DRAM or caches are
-  full, so the tile with the fewest instructions per useful tap wins.
+* By the bounds that `inspect` prints, nearly all kernels fill the schedulers before DRAM or caches,
+  so the tile with the fewest instructions per useful tap wins. (The stem moves 224 x 224 pixels for
+  a quarter of the taps each: there DRAM is the tighter bound, whatever the tile.)
 * A longer strip R loads each key and value for more pixels, R * Kw taps for about R * stride + Kw
   columns, but its accumulators cost registers: about `REGISTERS` are free for them until the
   assembler spills. Beyond 8 pixels nothing is left to win but code size.
 * A strip that does not divide the width computes pixels that nobody wants.
-* 4 warps: small enough that most blocks lie in one column of strips (no masks), large enough that
-  rows of a block share what they load through the L1 cache.
+* 4 warps: few enough that a block's window rows outside the image can be skipped, enough that its
+  rows share what they load through the L1 cache.
 * The query kernel adds up d_prior over `turns` strips per lane. 65,536 lanes fill an H100 once;
   more lanes only make more columns of partial sums.
 """
@@ -41,7 +42,8 @@ class Tile:
     Attributes:
       strip: R, horizontally adjacent pixels per lane.
       warps: of 32 lanes per block.
-      turns: strips per lane, one after the other; only the query kernel has more than one.
+      turns: at most so many strips per lane, one after the other, each of other images; only the
+        query kernel has more than one.
     """
 
     strip: int
@@ -114,7 +116,7 @@ def modelled_slots(problem: Problem, kernel: str, strip: int) -> float:
         taps, rows = strip * kw, kh
         columns = len({i * s + x * spec.dilation for i in range(strip) for x in range(kw)})
     useful = width / (-(-width // strip) * strip)
-    total = rows * (taps * arithmetic + columns * column + 3 * kw + 15) + strip * pixel + 60
+    total = rows * (taps * arithmetic + columns * column + 35) + strip * pixel + 60
     return total / (rows * taps * useful)
 
 
