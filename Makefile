@@ -6,12 +6,13 @@ JOBS   ?= 2
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
 
-.PHONY: help env quickstart test test-slow test-prepare emulate chaos lint format lock clean
+.PHONY: help env quickstart test test-slow test-prepare test-compiled emulate chaos lint format lock clean
 
 help:
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-slow    the long random sweeps, which CI runs once"
+	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
 	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
@@ -37,13 +38,24 @@ test: $(READY)
 test-slow: $(READY)
 	$(PY) -m pytest -n $(JOBS) -m slow
 
-# The CUDA plugin compiles without a GPU; kept out of the environment, where JAX would try to use it.
+# The CUDA plugin compiles without a GPU, the rest assembles and disassembles (the extra `inspect`).
+# Kept out of the environment, where JAX would try to use a GPU.
+CUDA := build/cuda
+$(CUDA)/.installed: $(READY)
+	rm -rf $(CUDA)
+	v=$$($(PY) -c 'import jax; print(jax.__version__)'); \
+	nvcc=$$($(PY) -c 'import sys; print("nvidia-cuda-nvcc" if sys.version_info >= (3, 12) else "nvidia-cuda-nvcc-cu12")'); \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target=$(CUDA) \
+	  jax-cuda12-plugin==$$v jax-cuda12-pjrt==$$v $$nvcc nvidia-cuda-nvdisasm
+	@touch $@
+
 PTXSIM ?= .
+test-compiled: $(CUDA)/.installed
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m pytest -n $(JOBS) tests/pallas_kernels/test_gpu_compile.py
+
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16
-emulate: $(READY)
-	v=$$($(PY) -c 'import jax; print(jax.__version__)'); $(PY) -m pip install --quiet --disable-pip-version-check \
-	  --no-deps --upgrade --target=build/cuda-plugin jax-cuda12-plugin==$$v jax-cuda12-pjrt==$$v
-	PYTHONPATH=build/cuda-plugin:$(PTXSIM) $(PY) -m tests.gpu.emulate --shapes='$(EMULATED)' --arch=9.0 \
+emulate: $(CUDA)/.installed
+	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.gpu.emulate --shapes='$(EMULATED)' --arch=9.0 \
 	  --strip=2 --warps=1 --route=plugin
 
 # Everything but this trains and evaluates without TensorFlow.

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -123,10 +124,31 @@ def test_one_artifact_for_cpu_and_cuda():
 @needs_compiler
 @pytest.mark.parametrize(
     ("gpu", "name", "kernel"),
-    [("h100", "odd/partial_group", "forward"), ("a100", "odd/partial_group", "key")],
+    [
+        ("h100", "odd/partial_group", "forward"),
+        ("a100", "lrnet50/res5", "query"),
+        ("b200", "lrnet50/res5", "key"),
+    ],
 )
 def test_no_spills_and_no_shared_memory_between_taps(gpu, name, kernel):
     check_compiled(gpu, name, kernel, "bfloat16")
+
+
+# What the kernels are designed to. A key of a strided layer has a quarter of the taps for the same
+# loads and stores, so its kernel stays above the 26 of the others.
+MOST_SLOTS = {
+    "lrnet50/res2": {"forward": 18, "query": 20, "key": 26},
+    "stem": {"forward": 18, "query": 20, "key": 30},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MOST_SLOTS)
+def test_issue_slots_per_tap(name):
+    text = check_compiled("h100", name, ",".join(MOST_SLOTS[name]), "bfloat16")
+    averages = [float(x) for x in re.findall(r"average ([\d.]+) issue slots", text)]
+    for found, (kernel, most) in zip(averages, MOST_SLOTS[name].items(), strict=True):
+        assert most / 2 < found <= most, kernel
 
 
 @needs_compiler
@@ -147,6 +169,7 @@ def check_compiled(gpu, name, kernels, dtype):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.count(" 0 bytes spilled") == 1 + kernels.count(",")
+    return done.stdout
 
 
 @pytest.mark.skipif(
