@@ -1,7 +1,7 @@
 """Registers, spills and instructions of the GPU kernels, on a machine without a GPU.
 
     python -m pallas_kernels.inspect [--gpu=h100] [--shape=lrnet50/res2] [--dtype=bfloat16]
-        [--batch=128] [--kernels=forward,query,key] [--strip=R]
+        [--batch=128] [--kernels=forward,query,key] [--strip=R] [--table]
 
 Compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp; "per tap" is per (pixel, tap, group), taps outside the image among them. A kernel has code
@@ -29,12 +29,13 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from pallas_kernels import gpu_key_gradient, gpu_window  # noqa: E402
+from pallas_kernels.benchmark import select  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
 from pallas_kernels.gpu_problem import Problem  # noqa: E402
 from pallas_kernels.gpu_programs import KERNELS, program  # noqa: E402
 from pallas_kernels.gpu_strips import Form  # noqa: E402
 from pallas_kernels.sass import Code, Loop  # noqa: E402
-from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
+from pallas_kernels.shapes import Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402
 
 
@@ -227,30 +228,66 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
         print(f"  FAULT: {fault}")
 
 
+TABLE = (
+    "| shape | kernel | strip | registers | spilled | warps per SM | issue slots per tap | of "
+    "these arithmetic | MODEL: issue, us | MODEL: DRAM, us |\n|" + " --- |" * 10
+)
+
+
+def row(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> str:
+    """One report as a row of `TABLE`."""
+    model = bounds(gpu, shape, dtype, found, name)
+    arithmetic = sum(
+        share * sum(found.code.classes(loop).get(kind, 0) for kind in ("fma", "exp"))
+        for loop, share in zip(found.loops, found.use.shares, strict=True)
+    )
+    cells = (
+        shape.name,
+        name,
+        found.tile.strip,
+        found.kernel.registers,
+        found.kernel.spills,
+        found.kernel.resident_warps,
+        f"{found.average:.2f}",
+        f"{arithmetic * found.use.rows / found.taps:.2f}",
+        f"{model['issue']:.0f}",
+        f"{model['dram']:.0f}",
+    )
+    return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--gpu", default="h100", choices=GPUS)
-    parser.add_argument("--shape", default="lrnet50/res2", help="comma-separated names")
+    parser.add_argument("--shape", default="lrnet50/res2", help="names or patterns, with commas")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--kernels", default=",".join(KERNELS))
     parser.add_argument("--strip", type=int, help="pixels per lane, instead of the tile chosen")
+    parser.add_argument("--table", action="store_true", help="Markdown, a row per kernel")
     options = parser.parse_args(arguments)
+    try:
+        shapes = [shape.with_batch(options.batch) for shape in select(options.shape)]
+    except ValueError as error:
+        parser.error(str(error))
     reason = gpu_compile.missing()
     if reason:
         print(f"cannot inspect: {reason}", file=sys.stderr)
         return 2
     gpu, faults = GPUS[options.gpu], 0
-    for shape_name in options.shape.split(","):
-        if shape_name not in SHAPES:
-            parser.error(f"--shape={shape_name} is unknown; use one of {', '.join(SHAPES)}")
-        shape = SHAPES[shape_name].with_batch(options.batch)
-        print(f"{shape.name}, batch {shape.batch}, {options.dtype}, {gpu.name}")
+    if options.table:
+        print(f"{gpu.name}, batch {options.batch}, {options.dtype}\n\n{TABLE}")
+    for shape in shapes:
+        if not options.table:
+            print(f"{shape.name}, batch {shape.batch}, {options.dtype}, {gpu.name}")
         for name in options.kernels.split(","):
             tile = Tile(options.strip) if options.strip else None
             found = report(gpu, shape, jnp.dtype(options.dtype), name, tile)
-            show(gpu, shape, options.dtype, name, found)
+            if options.table:
+                print(row(gpu, shape, options.dtype, name, found), flush=True)
+            else:
+                show(gpu, shape, options.dtype, name, found)
             faults += len(found.faults)
     return int(faults > 0)
 
