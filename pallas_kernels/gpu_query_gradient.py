@@ -76,10 +76,11 @@ def query_side(
 ) -> tuple[jax.Array, jax.Array | None, Sums | None]:
     """(d_query as in memory, d_prior as (Kh, G, Kw), the sums of a softmax)."""
     strips, forms = output_strips(problem, tile, problem.groups)
-    along, across, rounds = strips.grid
-    turns = next(n for n in range(tile.turns, 0, -1) if rounds % n == 0)
-    grid = along, across, rounds // turns
-    columns = strips.lanes * across * grid[2]
+    rounds = min(tile.turns, strips.grid[2])
+    strips = dataclasses.replace(strips, parts=min(tile.turns // rounds, strips.rows))
+    along, across, _ = strips.grid
+    grid = along, across, pl.cdiv(strips.grid[2], rounds)
+    columns = strips.part * across * grid[2]
     places = strips.batch * strips.rows * strips.columns * problem.groups
     shapes = [Layout.depth(problem, 0).result(d_out, places * problem.depth)]
     inputs = [*arrays, d_out]
@@ -95,7 +96,7 @@ def query_side(
         shapes.append(result(d_out, kh * columns * padded(kw), jnp.float32))
     d_query, *rest = pl.pallas_call(
         functools.partial(
-            _query_kernel, problem, strips, forms, turns, columns, Alu(inline=not interpret)
+            _query_kernel, problem, strips, forms, rounds, columns, Alu(inline=not interpret)
         ),
         grid=grid,
         out_shape=shapes,
@@ -127,7 +128,7 @@ def _query_kernel(
     problem: Problem,
     strips: Strips,
     forms: Sequence[Form],
-    turns: int,
+    rounds: int,
     columns: int,
     alu: Alu,
     *refs: Any,
@@ -140,12 +141,11 @@ def _query_kernel(
     else:
         d_query_ref, *left = left
     softmax, (kh, kw) = problem.softmax, problem.spec.kernel_size
-    along, number, rounds = (pl.program_id(axis) for axis in range(3))
+    along, number, group_of_rounds = (pl.program_id(axis) for axis in range(3))
     first = along * strips.per_program
     lane = first + jnp.arange(strips.per_program, dtype=jnp.int32)
-    column_of_lane = (rounds * strips.per_row + number) * strips.lanes + lane
-    has_column = None if strips.lanes % strips.per_program == 0 else lane < strips.lanes
-    start_row, end_row = window_rows(problem, strips, first)
+    column_of_lane = (group_of_rounds * strips.per_row + number) * strips.part + lane
+    has_column = None if strips.part % strips.per_program == 0 else lane < strips.part
     zero = jnp.zeros((strips.per_program,), jnp.float32)
 
     last = padded(kw) - PRIORS
@@ -164,8 +164,9 @@ def _query_kernel(
 
         loop(kh, clear, 0)
 
-    def turn(turns_before: Any, carry: Any) -> Any:
-        place = strips.place(first, number, rounds * turns + turns_before)
+    def turn(images: Any, part: Any) -> None:
+        start_row, end_row = window_rows(problem, strips, part * strips.part + first)
+        place = strips.place(first, number, images, part)
         ragged = problem.out_size[1] % strips.strip > 0
         whole = OutputStrip(problem, alu, place, strips.strip, ragged)
         group = whole.group
@@ -291,7 +292,7 @@ def _query_kernel(
 
         if not softmax:
             gather_all([], fast=False)
-            return carry
+            return
 
         def deltas(strip: OutputStrip) -> list[Vector]:
             """The sum g . out of each pixel."""
@@ -335,6 +336,13 @@ def _query_kernel(
             loop(whole.count, one, 0)
 
         lax.cond(worst == PLAIN, lambda: gather_all(pairs, fast=True), exact)
-        return carry
 
-    loop(turns, turn, 0)
+    def one_round(number: Any, carry: Any) -> Any:
+        def one_part(part: Any, carry: Any) -> Any:
+            turn(group_of_rounds * rounds + number, part)
+            return carry
+
+        return loop(strips.parts, one_part, carry)
+
+    left_over = strips.grid[2] - group_of_rounds * rounds
+    loop(jnp.minimum(rounds, left_over) if strips.grid[2] % rounds else rounds, one_round, 0)

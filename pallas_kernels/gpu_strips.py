@@ -65,6 +65,8 @@ class Strips:
       batch: images.
       per_program: lanes per program.
       phases: rows are taken every `phases`-th first; divides `rows`.
+      parts: what the lanes of a strip are cut into; a program takes its lanes of each, one part
+        after the other, of equal units.
     """
 
     rows: int
@@ -74,6 +76,7 @@ class Strips:
     batch: int
     per_program: int
     phases: int = 1
+    parts: int = 1
 
     @property
     def per_row(self) -> int:
@@ -93,20 +96,29 @@ class Strips:
         return self.together * self.rows * self.units
 
     @property
+    def part(self) -> int:
+        """Lanes of a part; the last one may have less work."""
+        return -(-self.together * self.rows // self.parts) * self.units
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Programs: along the lanes, strips, rounds of images."""
-        return pl.cdiv(self.lanes, self.per_program), self.per_row, -(-self.batch // self.together)
+        return pl.cdiv(self.part, self.per_program), self.per_row, -(-self.batch // self.together)
 
-    def place(self, first: Scalar, strip: Scalar, images: jax.Array) -> Place:
+    def place(self, first: Scalar, strip: Scalar, images: jax.Array, part: Scalar = 0) -> Place:
         """Where a program works.
 
         Args:
-          first: of its lanes.
+          first: of its lanes of a part.
           strip: number of its strip.
           images: number of its round of images.
+          part: number of the part.
         """
         lane = first + jnp.arange(self.per_program, dtype=jnp.int32)
-        live = None if self.lanes % self.per_program == 0 else lane < self.lanes
+        live = None if self.part % self.per_program == 0 else lane < self.part
+        lane = part * self.part + lane
+        if self.part * self.parts > self.lanes:
+            live = both(live, lane < self.lanes)
         # Found again in each round: to keep it would cost registers.
         image, row, unit = self._digits(opaque(jnp.minimum(lane, self.lanes - 1), images))
         image = images * self.together + image
@@ -126,8 +138,12 @@ class Strips:
         return lane.astype(jnp.int32), row * self.phases + phase, unit
 
     def row_range(self, first: Scalar) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(lowest, highest row, whether of one phase) of a program's lanes."""
-        a, b = first, jnp.minimum(first + self.per_program, self.lanes) - 1
+        """(lowest, highest row, whether of one phase) of lanes first .. first + per_program - 1.
+
+        Lanes are counted from the first part on.
+        """
+        a = jnp.minimum(first, self.lanes - 1)
+        b = jnp.minimum(first + self.per_program, self.lanes) - 1
         run = jnp.int32(self.rows // self.phases * self.units)
         alike = lax.div(a, run) == lax.div(b, run)
         low, high = self._digits(a)[1], self._digits(b)[1]

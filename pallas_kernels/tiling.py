@@ -42,8 +42,8 @@ class Tile:
     Attributes:
       strip: R, horizontally adjacent pixels per lane.
       warps: of 32 lanes per block.
-      turns: at most so many strips per lane, one after the other, each of other images; only the
-        query kernel has more than one.
+      turns: at most so many strips per lane, one after the other, of other images or, if there are
+        not as many, of other rows; only the query kernel has more than one.
     """
 
     strip: int

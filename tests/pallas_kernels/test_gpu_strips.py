@@ -20,6 +20,8 @@ COVERS = [
     Strips(rows=8, columns=4, strip=4, units=4, batch=2, per_program=32, phases=2),  # all live
     Strips(rows=1, columns=1, strip=1, units=1, batch=1, per_program=64),
     Strips(rows=9, columns=6, strip=2, units=1, batch=3, per_program=32, phases=3),
+    Strips(rows=7, columns=5, strip=2, units=3, batch=3, per_program=32, parts=3),  # uneven parts
+    Strips(rows=8, columns=4, strip=4, units=4, batch=5, per_program=32, parts=2),
 ]
 
 
@@ -34,8 +36,9 @@ def problem(shape, batch=2):
 
 def programs(strips):
     along, across, rounds = strips.grid
-    for x, strip, images in itertools.product(range(along), range(across), range(rounds)):
-        yield jnp.int32(x * strips.per_program), jnp.int32(strip), jnp.int32(images)
+    parts = range(strips.parts)
+    for x, *place in itertools.product(range(along), range(across), range(rounds), parts):
+        yield jnp.int32(x * strips.per_program), *(jnp.int32(n) for n in place)
 
 
 @pytest.mark.parametrize("strips", COVERS)
@@ -56,15 +59,27 @@ def test_every_place_is_one_live_lane(strips):
 
 @pytest.mark.parametrize("strips", COVERS)
 def test_row_range_holds_the_rows_of_a_program(strips):
-    for first, strip, images in programs(strips):
-        low, high, alike = strips.row_range(first)
-        place = strips.place(first, strip, images)
+    for first, strip, images, part in programs(strips):
+        low, high, alike = strips.row_range(part * strips.part + first)
+        place = strips.place(first, strip, images, part)
         rows = np.asarray(place.row)
         assert low <= rows.min()
         assert rows.max() <= high
         if alike:
             assert len(set(rows % strips.phases)) == 1
             assert (low, high) == (rows.min(), rows.max())
+
+
+@pytest.mark.parametrize("strips", COVERS)
+def test_a_lane_has_one_unit_in_all_parts_and_rounds(strips):
+    """Its column of memory gathers d_prior of one group."""
+    units = collections.defaultdict(set)
+    for first, strip, images, part in programs(strips):
+        place = strips.place(first, strip, images, part)
+        live = np.ones(strips.per_program, bool) if place.live is None else np.asarray(place.live)
+        for lane in np.flatnonzero(live):
+            units[int(first) + lane].add(int(place.unit[lane]))
+    assert all(len(found) == 1 for found in units.values())
 
 
 @pytest.mark.parametrize("shape", [*ODD, *NETWORKS[:8]], ids=lambda shape: shape.name)
@@ -103,7 +118,7 @@ def test_loops_over_window_rows_reach_every_row_of_the_image(name):
     kh, pad = spec.kernel_size[0], spec.padding[0]
     outputs, _ = gpu_window.output_strips(p, query_tile(p), p.groups)
     keys, _ = gpu_key_gradient.key_strips(p, key_tile(p))
-    for first, strip, images in programs(outputs):
+    for first, strip, images, _ in programs(outputs):
         start, end = gpu_window.window_rows(p, outputs, first)
         rows = np.asarray(outputs.place(first, strip, images).row)
         inside = [
@@ -112,7 +127,7 @@ def test_loops_over_window_rows_reach_every_row_of_the_image(name):
         ]  # fmt: skip
         assert start <= min(inside)
         assert max(inside) < end
-    for first, strip, images in programs(keys):
+    for first, strip, images, _ in programs(keys):
         start, end = gpu_key_gradient.turns(p, keys, first)
         y = np.asarray(keys.place(first, strip, images).row) + pad
         for yo in range(ho):
