@@ -210,7 +210,7 @@ def _query_kernel(
             """Sums over the taps of a strip.
 
             Args:
-              strip: whole, for all or some lanes, or one pixel of it.
+              strip: whole, as one of the forms, or one pixel of it.
               pairs: (factor, -delta) of each pixel.
               fast: shifts are 0, factors may be multiplied into g.
               kept: what `prepared` gave, if registers hold it.
@@ -287,7 +287,6 @@ def _query_kernel(
         def gather_all(pairs: list[tuple[Vector, Vector]], fast: bool) -> None:
             # Before the forms: what they share is in registers once.
             kept = prepared(gradient, pairs, 0, fast) if gradient else None
-
             by_form(forms, number, lambda form: gather(whole.of_form(form), pairs, fast, kept))
 
         if not softmax:
@@ -337,9 +336,9 @@ def _query_kernel(
 
         lax.cond(worst == PLAIN, lambda: gather_all(pairs, fast=True), exact)
 
-    def one_round(number: Any, carry: Any) -> Any:
+    def one_round(earlier: Any, carry: Any) -> Any:
         def one_part(part: Any, carry: Any) -> Any:
-            turn(group_of_rounds * rounds + number, part)
+            turn(group_of_rounds * rounds + earlier, part)
             return carry
 
         return loop(strips.parts, one_part, carry)

@@ -165,6 +165,8 @@ ODD: tuple[Shape, ...] = (
     Shape("odd/one_channel_per_group", 10, 9, 12, Spec((5, 5), 1)),
     Shape("odd/one_group", 10, 9, 12, Spec((5, 5), 12)),
     Shape("odd/batch3", 8, 7, 12, Spec((5, 5), 4), batch=3),
+    # 8 rows of 4 groups fill a warp: with one warp a program, images come one by one.
+    Shape("odd/rounds_of_images", 8, 6, 16, Spec((3, 3), 4), batch=3),
 )
 
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*NETWORKS, *ODD)}

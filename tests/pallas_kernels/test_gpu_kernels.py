@@ -13,7 +13,7 @@ import pytest
 
 from pallas_kernels import gpu_backward, gpu_forward, implementations, local_relation
 from pallas_kernels.comparison import RESULTS, errors, gross, reference_results
-from pallas_kernels.shapes import Shape, make_cotangent, make_inputs
+from pallas_kernels.shapes import SHAPES, Shape, make_cotangent, make_inputs
 from pallas_kernels.spec import Spec
 from pallas_kernels.tiling import Tile
 
@@ -37,6 +37,7 @@ CASES = [
         ),
         "float32",
     ),
+    (SHAPES["odd/rounds_of_images"], "float32"),
     (Shape("negative_scale", 4, 5, 4, Spec((3, 3), 4, scale=-0.3)), "float32"),
     (Shape("one_group_in_chunks", 4, 5, 21, Spec((3, 3), 21)), "float32"),
     (
