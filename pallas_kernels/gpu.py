@@ -1,6 +1,6 @@
 """The GPU kernels as an implementation: what they run, where, and the choice left to lowering.
 
-Everything that depends on Pallas-Triton sits in gpu_lanes, gpu_forward, gpu_backward and its two
+Everything that depends on Pallas-Triton sits in gpu_arithmetic, gpu_lanes, gpu_strips and the three
 kernels. A twin on another backend (jax-triton, Mosaic) needs a `forward` and a `backward` of the
 same signatures; the checks, tiles, residuals and tests stay.
 """

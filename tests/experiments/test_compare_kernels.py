@@ -1,0 +1,60 @@
+"""The comparison of the kernels with the reference: its table, its exit code, its errors."""
+
+import pytest
+
+from experiments import compare_kernels
+from pallas_kernels.comparison import reference_results
+
+SMALL = ["--shapes=odd/single_pixel", "--dtypes=float32"]
+
+
+def reference(shape, interpret, *arrays):
+    return reference_results(shape, arrays[:4], arrays[4])
+
+
+def test_interpreted_kernels_stay_within_their_budgets(capsys):
+    assert compare_kernels.main(SMALL) == 0
+    text = capsys.readouterr().out
+    assert "INTERPRET MODE: JAX computes on cpu here" in text
+    for result in ("out", "d_query", "d_key", "d_value", "d_prior"):
+        assert f"odd/single_pixel                   float32  {result:8}" in text
+    assert "float32: 16 roundings of float32 of the terms that cancel" in text
+    assert text.endswith("0 results beyond their budget\n")
+
+
+def test_an_error_beyond_its_budget_is_the_exit_code(monkeypatch, capsys):
+    def wrong(*arguments):
+        out, d_query, *others = reference(*arguments)
+        return out, d_query + 1e-3, *others
+
+    monkeypatch.setattr(compare_kernels, "kernels", wrong)
+    assert compare_kernels.main(SMALL) == 1
+    [line] = [line for line in capsys.readouterr().out.splitlines() if "BEYOND" in line]
+    assert "d_query" in line
+
+
+def test_networks_are_cut_and_compared_once(monkeypatch, capsys):
+    monkeypatch.setattr(compare_kernels, "kernels", reference)
+    assert compare_kernels.main(["--shapes=lrnet18/res5,lrnet50/res5", "--dtypes=float32"]) == 0
+    assert capsys.readouterr().out.count(" d_value ") == 1
+
+
+def test_on_a_gpu_it_measures_too(monkeypatch, capsys):
+    monkeypatch.setattr(compare_kernels, "unavailable", lambda: None)
+    monkeypatch.setattr(compare_kernels, "kernels", reference)
+    asked = []
+
+    def measure(shape, names, dtype, rounds):
+        asked.append((shape.name, shape.batch, names, dtype))
+        return []
+
+    monkeypatch.setattr(compare_kernels, "measure", measure)
+    assert compare_kernels.main([*SMALL, "--batch=2"]) == 0
+    assert asked == [("odd/single_pixel", 1, ("reference", "xla", "pallas"), "float32")]
+    assert "INTERPRET" not in capsys.readouterr().out
+
+
+def test_an_unknown_shape_is_answered_with_the_known_ones(capsys):
+    with pytest.raises(SystemExit):
+        compare_kernels.main(["--shapes=lrnet27/*"])
+    assert "--shapes=lrnet27/* fits none of stem, lrnet18/res2" in capsys.readouterr().err
