@@ -65,6 +65,14 @@ class Sums:
     findings: jax.Array
 
 
+def query_strips(problem: Problem, tile: Tile) -> tuple[Strips, list[Form], int]:
+    """How programs cover the output, the forms of code, and rounds of images per program."""
+    strips, forms = output_strips(problem, tile, problem.groups)
+    rounds = min(tile.turns, strips.grid[2])
+    parts = min(tile.turns // rounds, strips.rows)
+    return dataclasses.replace(strips, parts=parts), forms, rounds
+
+
 def query_side(
     problem: Problem,
     tile: Tile,
@@ -75,9 +83,7 @@ def query_side(
     normalizer: Normalizer | None,
 ) -> tuple[jax.Array, jax.Array | None, Sums | None]:
     """(d_query as in memory, d_prior as (Kh, G, Kw), the sums of a softmax)."""
-    strips, forms = output_strips(problem, tile, problem.groups)
-    rounds = min(tile.turns, strips.grid[2])
-    strips = dataclasses.replace(strips, parts=min(tile.turns // rounds, strips.rows))
+    strips, forms, rounds = query_strips(problem, tile)
     along, across, _ = strips.grid
     grid = along, across, pl.cdiv(strips.grid[2], rounds)
     columns = strips.part * across * grid[2]

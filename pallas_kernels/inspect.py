@@ -1,7 +1,7 @@
 """Registers, spills and instructions of the GPU kernels, on a machine without a GPU.
 
     python -m pallas_kernels.inspect [--gpu=h100] [--shape=lrnet50/res2] [--dtype=bfloat16]
-        [--batch=128] [--kernels=forward,query,key] [--strip=R] [--table]
+        [--batch=128] [--kernels=forward,query,key] [--strip=R] [--table] [--plot=FILE]
 
 Compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp; "per tap" is per (pixel, tap, group), taps outside the image among them. A kernel has code
@@ -17,6 +17,7 @@ Needs `pip install 'lrnet-jax[inspect]'` (NVIDIA's compiler as wheels, no driver
 import argparse
 import collections
 import dataclasses
+import importlib.util
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ gpu_compile.prepare()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels import gpu_key_gradient, gpu_window  # noqa: E402
+from pallas_kernels import gpu_key_gradient, gpu_query_gradient, gpu_window  # noqa: E402
 from pallas_kernels.benchmark import select  # noqa: E402
 from pallas_kernels.gpu_compile import GPUS, Gpu, Kernel  # noqa: E402
 from pallas_kernels.gpu_problem import Problem  # noqa: E402
@@ -37,6 +38,15 @@ from pallas_kernels.gpu_strips import Form  # noqa: E402
 from pallas_kernels.sass import Code, Loop  # noqa: E402
 from pallas_kernels.shapes import Shape  # noqa: E402
 from pallas_kernels.tiling import Tile  # noqa: E402
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "arithmetic": ("fma", "exp"),
+    "widening, addresses": ("integer", "convert"),
+    "loads, stores": ("global",),
+    "control": ("compare", "move", "constant", "branch"),
+    "outside the loop over rows": (),
+}
+"""What issue slots are spent on -> classes of instructions in the loop over rows."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,7 @@ class Report:
     @property
     def costs(self) -> list[float]:
         """Issue slots per (pixel, tap, group) of a program that needs one form, for each form."""
-        paths = self.code.paths(self.use.rows, self.tile.turns)
+        paths = self.code.paths(self.use.rows, self.use.turns)
         loops = frozenset(self.loops)
         return [
             min(count for way, count in paths.items() if way & loops == {loop}) / self.taps
@@ -87,6 +97,17 @@ class Report:
     def average(self) -> float:
         """Issue slots per (pixel, tap, group) over all programs."""
         return sum(x * cost for x, cost in zip(self.use.shares, self.costs, strict=True))
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """The average, by what the slots are spent on."""
+        found = dict.fromkeys(PARTS, 0.0)
+        for loop, share in zip(self.loops, self.use.shares, strict=True):
+            for kind, count in self.code.classes(loop).items():
+                part = next((part for part, kinds in PARTS.items() if kind in kinds), "control")
+                found[part] += share * count * self.use.rows / self.taps
+        found["outside the loop over rows"] = self.average - sum(found.values())
+        return found
 
     @property
     def faults(self) -> list[str]:
@@ -136,25 +157,29 @@ class Use(NamedTuple):
       weights: for each form (pixel, tap) pairs of a window row, and whether there are masks.
       shares: of programs that run each form.
       rows: trips of the loop over window rows, on average.
+      turns: strips that a lane takes, one after the other.
     """
 
     forms: list[Form]
     weights: list[tuple[int, bool]]
     shares: list[float]
     rows: float
+    turns: int
 
 
 def use(problem: Problem, tile: Tile, name: str) -> Use:
     """Counts what every program of a kernel does."""
-    if name == "key":
+    turns, rows = 1, gpu_window.window_rows
+    columns = gpu_window.window_columns(problem, tile.strip)
+    if name == "forward":
+        strips, forms = gpu_window.output_strips(problem, tile, problem.groups * problem.chunks)
+    elif name == "query":
+        strips, forms, rounds = gpu_query_gradient.query_strips(problem, tile)
+        turns = rounds * strips.parts
+    else:
         strips, forms = gpu_key_gradient.key_strips(problem, tile)
         columns = gpu_key_gradient.output_columns(problem, tile.strip)
         rows = gpu_key_gradient.turns
-    else:
-        units = problem.groups * (problem.chunks if name == "forward" else 1)
-        strips, forms = gpu_window.output_strips(problem, tile, units)
-        columns = gpu_window.window_columns(problem, tile.strip)
-        rows = gpu_window.window_rows
     first = jnp.arange(0, strips.lanes, tile.lanes, dtype=jnp.int32)
     start, end = jax.vmap(lambda x: rows(problem, strips, x))(first)
     shares = [len(form.strips) / strips.per_row for form in forms]
@@ -165,7 +190,7 @@ def use(problem: Problem, tile: Tile, name: str) -> Use:
         )
         for form in forms
     ]
-    return Use(forms, weights, shares, float((end - start).mean()))
+    return Use(forms, weights, shares, float((end - start).mean()), turns)
 
 
 def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict[str, float]:
@@ -215,9 +240,12 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
     print(f"  {found.use.rows:.2f} of {shape.spec.kernel_size[0]} window rows per program")
     for i, (loop, form) in enumerate(zip(found.loops, found.use.forms, strict=True)):
         count = loop.last - loop.first + 1
+        first, last, alone = form.strips[0], form.strips[-1], len(form.strips)
+        near = last - first == alone - 1 > 0
+        names = f"{first} to {last}" if near else ", ".join(str(x) for x in form.strips)
         classes = ", ".join(f"{k} {v}" for k, v in found.code.classes(loop).items())
         print(
-            f"  strips {form.strips}{' with masks' if form.columns is None else ''}, "
+            f"  strips {names}{' with masks' if form.columns is None else ''}, "
             f"{found.use.shares[i]:.1%} of the programs: {found.costs[i]:.2f} per tap, of these "
             f"{count * found.use.rows / found.taps:.2f} in the loop over rows: {classes}"
         )
@@ -237,10 +265,6 @@ TABLE = (
 def row(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> str:
     """One report as a row of `TABLE`."""
     model = bounds(gpu, shape, dtype, found, name)
-    arithmetic = sum(
-        share * sum(found.code.classes(loop).get(kind, 0) for kind in ("fma", "exp"))
-        for loop, share in zip(found.loops, found.use.shares, strict=True)
-    )
     cells = (
         shape.name,
         name,
@@ -249,11 +273,33 @@ def row(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> str:
         found.kernel.spills,
         found.kernel.resident_warps,
         f"{found.average:.2f}",
-        f"{arithmetic * found.use.rows / found.taps:.2f}",
+        f"{found.parts['arithmetic']:.2f}",
         f"{model['issue']:.0f}",
         f"{model['dram']:.0f}",
     )
     return "| " + " | ".join(str(cell) for cell in cells) + " |"
+
+
+def plot(file: str, title: str, reports: dict[str, Report]) -> None:
+    """Draws what each kernel spends its issue slots on."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.22 * len(reports)), layout="constrained")
+    axes = figure.add_subplot()
+    left = [0.0] * len(reports)
+    for part, colour in zip(
+        PARTS, ("#30638e", "#d1495b", "#edae49", "#66a182", "#9a9a9a"), strict=True
+    ):
+        widths = [found.parts[part] for found in reports.values()]
+        axes.barh(list(reports), widths, left=left, label=part, color=colour)
+        left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.invert_yaxis()
+    axes.set_xlabel("issue slots per (pixel, tap, group), counted in machine code")
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(labelsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None} if file.endswith(".svg") else None, dpi=150)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -266,6 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kernels", default=",".join(KERNELS))
     parser.add_argument("--strip", type=int, help="pixels per lane, instead of the tile chosen")
     parser.add_argument("--table", action="store_true", help="Markdown, a row per kernel")
+    parser.add_argument("--plot", metavar="FILE", help="draw what the slots go into (matplotlib)")
     options = parser.parse_args(arguments)
     try:
         shapes = [shape.with_batch(options.batch) for shape in select(options.shape)]
@@ -275,12 +322,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if reason:
         print(f"cannot inspect: {reason}", file=sys.stderr)
         return 2
-    gpu, faults = GPUS[options.gpu], 0
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib; pip install 'lrnet-jax[figures]'")
+    gpu, reports = GPUS[options.gpu], {}
+    title = f"{gpu.name}, batch {options.batch}, {options.dtype}"
     if options.table:
-        print(f"{gpu.name}, batch {options.batch}, {options.dtype}\n\n{TABLE}")
+        print(f"{title}\n\n{TABLE}")
     for shape in shapes:
         if not options.table:
-            print(f"{shape.name}, batch {shape.batch}, {options.dtype}, {gpu.name}")
+            print(f"{shape.name}: {title}")
         for name in options.kernels.split(","):
             tile = Tile(options.strip) if options.strip else None
             found = report(gpu, shape, jnp.dtype(options.dtype), name, tile)
@@ -288,8 +338,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(row(gpu, shape, options.dtype, name, found), flush=True)
             else:
                 show(gpu, shape, options.dtype, name, found)
-            faults += len(found.faults)
-    return int(faults > 0)
+            reports[f"{shape.name} {name}"] = found
+    if options.plot:
+        plot(options.plot, title, reports)
+    return int(any(found.faults for found in reports.values()))
 
 
 if __name__ == "__main__":
