@@ -297,7 +297,7 @@ def plot(file: str, title: str, reports: dict[str, Report]) -> None:
     axes.set_xlabel("issue slots per (pixel, tap, group), counted in machine code")
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)
-    axes.legend(fontsize=8, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3)
+    figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=3)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, metadata={"Date": None} if file.endswith(".svg") else None, dpi=150)
 
