@@ -53,7 +53,7 @@ PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m pytest -n $(JOBS) tests/pallas_kernels/test_gpu_compile.py
 
-EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16
+EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.gpu.emulate --shapes='$(EMULATED)' --arch=9.0 \
 	  --strip=2 --warps=1 --route=plugin
