@@ -264,7 +264,8 @@ class Channels:
     Attributes:
       problem: the problem.
       start: first channel, counted from channel 0.
-      masks: for each vector where it exists at all (the last group or chunk may be partial).
+      masks: for each vector where it exists at all (the last group or chunk may be partial); None
+        for all lanes.
     """
 
     problem: Problem
@@ -278,6 +279,11 @@ class Channels:
         offset = chunk * problem.chunk
         start = group * m + offset
         masks: list[Vector | None] = []
+        if problem.chunks == 1:  # even the last group has the first ones
+            always = problem.channels % m or m
+            whole = None if always == m else start + m <= problem.channels
+            masks = [None if i < always else whole for i in range(0, m, size)]
+            return cls(problem, start, tuple(masks))
         for first in range(0, problem.chunk, size):
             mask = None
             if problem.channels % m:
@@ -287,25 +293,39 @@ class Channels:
             masks.append(mask)
         return cls(problem, start, tuple(masks))
 
-    def bases(self, pixel: Vector) -> list[Vector]:
-        """Index of each vector at a pixel; for one that does not exist, of the first vector.
+    def bases(self, pixel: Vector) -> list[tuple[Vector, int]]:
+        """(base, offset) of each vector at a pixel; for one that does not exist, of some other.
 
         Reading something in place of nothing needs neither a mask nor zeros; who reads it must
         multiply by zero or not store the result.
         """
-        layout = Layout.channels(self.problem)
+        layout, size = Layout.channels(self.problem), self.problem.vector
         index = pixel * self.problem.channels + self.start
-        out = []
-        for i, exists in enumerate(self.masks):
-            offset = i * layout.size if exists is None else jnp.where(exists, i * layout.size, 0)
-            out.append(layout.base(index + offset))
+        always = self.masks.count(None)
+        maybe = len(self.masks) - always
+        out: list[tuple[Vector, int]] = []
+        if self.problem.chunks > 1 or self.problem.channels < self.problem.spec.channels_per_group:
+            for i, exists in enumerate(self.masks):
+                offset = i * size if exists is None else jnp.where(exists, i * size, 0)
+                out.append((layout.base(index + offset), 0))
+            return out
+        # Vectors that exist in the same groups share a base. Where a group has none of the last
+        # ones, its lanes read the first ones, and those of the group before if there are too few.
+        base_of_first = layout.base(index + (always - 1) * size)
+        out = [(base_of_first, (i - always + 1) * size) for i in range(always)]
+        exists = self.masks[-1]
+        if exists is not None:
+            instead = min(maybe, always) - 1
+            last = jnp.where(exists, (len(self.masks) - 1) * size, instead * size)
+            base_of_last = layout.base(index + last)
+            out += [(base_of_last, (i - maybe + 1) * size) for i in range(maybe)]
         return out
 
     def load(
         self,
         alu: Alu,
         ref: Any,
-        bases: list[Vector],
+        bases: list[tuple[Vector, int]],
         columns: int,
         mask: Vector | None,
         exact: bool = True,
@@ -314,24 +334,24 @@ class Channels:
 
         Channels that do not exist are 0 too if `exact`, else anything.
         """
-        layout, offset = Layout.channels(self.problem), columns * self.problem.channels
+        layout, away = Layout.channels(self.problem), columns * self.problem.channels
         masks = [both(mask, exists) if exact else mask for exists in self.masks]
-        return layout.load(alu, ref, [(start, offset) for start in bases], masks)
+        return layout.load(alu, ref, [(start, offset + away) for start, offset in bases], masks)
 
     def store(
         self,
         alu: Alu,
         ref: Any,
-        bases: list[Vector],
+        bases: list[tuple[Vector, int]],
         columns: int,
         parts: Sequence[Vector],
         mask: Vector | None,
     ) -> None:
         """Writes the channels `columns` (<= 0) pixels from `bases`."""
-        layout, offset = Layout.channels(self.problem), columns * self.problem.channels
-        for i, (index, exists) in enumerate(zip(bases, self.masks, strict=True)):
+        layout, away = Layout.channels(self.problem), columns * self.problem.channels
+        for i, ((start, offset), exists) in enumerate(zip(bases, self.masks, strict=True)):
             piece = parts[i * layout.size : (i + 1) * layout.size]
-            layout.store(alu, ref, index, offset, piece, both(mask, exists))
+            layout.store(alu, ref, start, offset + away, piece, both(mask, exists))
 
 
 PRIORS = 4  # a lane reads so many at a time, 16 bytes

@@ -16,7 +16,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.gpu_arithmetic import Alu, dot
+from pallas_kernels.gpu_arithmetic import Alu, dot, opaque
 from pallas_kernels.gpu_forward import Normalizer
 from pallas_kernels.gpu_lanes import (
     PRIORS,
@@ -150,7 +150,7 @@ def _query_kernel(
     along, number, group_of_rounds = (pl.program_id(axis) for axis in range(3))
     first = along * strips.per_program
     lane = first + jnp.arange(strips.per_program, dtype=jnp.int32)
-    column_of_lane = (group_of_rounds * strips.per_row + number) * strips.part + lane
+    first_column = (group_of_rounds * strips.per_row + number) * strips.part
     has_column = None if strips.part % strips.per_program == 0 else lane < strips.part
     zero = jnp.zeros((strips.per_program,), jnp.float32)
 
@@ -158,7 +158,9 @@ def _query_kernel(
 
     def priors_at(row: Any) -> list[jax.Array]:
         """Where this lane's column of memory has the sums of a window row."""
-        start = base((row * columns + column_of_lane) * padded(kw) + last, PRIORS)
+        # Opaque, so that no sum with `lane` takes another register all the time.
+        column = row * columns + first_column + opaque(lane, jnp.int32(row))
+        start = base(column * padded(kw) + last, PRIORS)
         return [span(start, i - last, PRIORS) for i in range(0, kw, PRIORS)]
 
     if problem.has_prior:

@@ -39,7 +39,7 @@ class Row:
     """
 
     keys: Vector
-    values: list[Vector]
+    values: list[tuple[Vector, int]]
     valid: Vector
 
 
