@@ -76,7 +76,8 @@ class Code:
                     Instruction(
                         int(match[1], 16),
                         match[3],
-                        bool(match[2]),
+                        # A uniform predicate is an operand: BRA.U UP1, `(.L_x_2)
+                        bool(match[2]) or bool(match[5].split("`")[0].strip() and target),
                         target[1] if target and match[3] == "BRA" else None,
                     )
                 )

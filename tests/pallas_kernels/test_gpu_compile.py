@@ -67,6 +67,14 @@ class TestCode:
         paths = self.code.paths(trips=7)
         assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
 
+    def test_a_uniform_predicate_is_a_condition_too(self):
+        uniform = LISTING.replace("@!P1 BRA `(.L_x_1)", "BRA.U UP1, `(.L_x_1)").replace(
+            "@P0 BRA `(.L_x_2)", "BRA.U !UP0, `(.L_x_2)"
+        )
+        [loop] = Code(uniform).loops
+        paths = Code(uniform).paths(trips=7)
+        assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
+
     def test_turns_divide_what_lies_around_the_longest_loop(self):
         [loop] = self.code.loops
         assert self.code.paths(trips=7, turns=2)[frozenset([loop])] == (3 + 1 + 1) / 2 + 3 * 7
