@@ -99,13 +99,21 @@ class Report:
         return sum(x * cost for x, cost in zip(self.use.shares, self.costs, strict=True))
 
     @property
+    def classes(self) -> dict[str, float]:
+        """Instructions per tap of the loop over window rows, by class, over all programs."""
+        found: dict[str, float] = collections.defaultdict(float)
+        for loop, share in zip(self.loops, self.use.shares, strict=True):
+            for kind, count in self.code.classes(loop).items():
+                found[kind] += share * count * self.use.rows / self.taps
+        return found
+
+    @property
     def parts(self) -> dict[str, float]:
         """The average, by what the slots are spent on."""
         found = dict.fromkeys(PARTS, 0.0)
-        for loop, share in zip(self.loops, self.use.shares, strict=True):
-            for kind, count in self.code.classes(loop).items():
-                part = next((part for part, kinds in PARTS.items() if kind in kinds), "control")
-                found[part] += share * count * self.use.rows / self.taps
+        for kind, count in self.classes.items():
+            part = next((part for part, kinds in PARTS.items() if kind in kinds), "control")
+            found[part] += count
         found["outside the loop over rows"] = self.average - sum(found.values())
         return found
 
@@ -198,11 +206,7 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict
     batch, ho, wo, groups, _ = shape.query
     taps = batch * ho * wo * groups * shape.spec.taps
     clocks = gpu.cores * gpu.clock * 1e3  # of all SMs, per microsecond
-    share: dict[str, float] = collections.defaultdict(float)
-    for loop, programs in zip(found.loops, found.use.shares, strict=True):
-        for kind, count in found.code.classes(loop).items():
-            share[kind] += count * programs
-    per_tap = found.use.rows / found.taps
+    per_tap = found.classes
     item = jnp.dtype(dtype).itemsize
     query, key, value, out = (
         _size(x) * item for x in (shape.query, shape.key, shape.value, shape.out)
@@ -215,9 +219,9 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> dict
     }[name]
     return {
         "issue": found.average * taps / 32 / (4 * clocks),
-        "fma": share["fma"] * per_tap * taps / (gpu.lanes * clocks),
-        "exp": share["exp"] * per_tap * taps / (16 * clocks),
-        "loads": share["global"] * per_tap * taps / 32 / clocks,
+        "fma": per_tap["fma"] * taps / (gpu.lanes * clocks),
+        "exp": per_tap["exp"] * taps / (16 * clocks),
+        "loads": per_tap["global"] * taps / 32 / clocks,
         "dram": traffic / gpu.bandwidth * 1e6,
     }
 

@@ -4,9 +4,9 @@
 model of the instructions decides. It was fitted to disassembled kernels
 (`python -m pallas_kernels.inspect`), not to a clock:
 
-* By the bounds that `inspect` prints, nearly all kernels fill the schedulers before DRAM or caches,
-  so the tile with the fewest instructions per useful tap wins. (The stem moves 224 x 224 pixels for
-  a quarter of the taps each: there DRAM is the tighter bound, whatever the tile.)
+* By the bounds that `inspect` prints, kernels of stride 1 fill the schedulers before DRAM or
+  caches, so the tile with the fewest instructions per useful tap wins. (At stride 2 there are four
+  times as many keys and values for the same taps: DRAM is the tighter bound, whatever the tile.)
 * A longer strip R loads each key and value for more pixels, R * Kw taps for about R * stride + Kw
   columns, but its accumulators cost registers: about `REGISTERS` are free for them until the
   assembler spills. Beyond 8 pixels nothing is left to win but code size.
