@@ -113,8 +113,8 @@ def _key_kernel(
         taps, columns = output_columns(problem, strip), form.columns if form else None
         if columns is not None:
             taps = {column: users for column, users in taps.items() if column in columns}
-        if form and len(form.strips) == 1:
-            x0 = jnp.full_like(x0, form.strips[0] * strip)
+        if form:
+            x0 = form.first_column(x0, strip)
         last = max(taps, default=0)
 
         def last_pixel(image: Vector) -> Vector:

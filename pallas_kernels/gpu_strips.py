@@ -32,6 +32,10 @@ class Form(NamedTuple):
     strips: tuple[int, ...]
     columns: tuple[int, ...] | None
 
+    def first_column(self, x0: Vector, strip: int) -> Vector:
+        """x0 of a strip of `strip` pixels; a constant if only one strip has the form."""
+        return x0 if len(self.strips) > 1 else jnp.full_like(x0, self.strips[0] * strip)
+
 
 class Place(NamedTuple):
     """Where lanes work: each an array with a number per lane."""

@@ -103,9 +103,7 @@ class OutputStrip:
 
     def of_form(self, form: Form) -> "OutputStrip":
         """The same for code of one form, whose strips do not stick out if its columns are known."""
-        x0 = self.x0
-        if len(form.strips) == 1:
-            x0 = jnp.full_like(x0, form.strips[0] * self.count)
+        x0 = form.first_column(self.x0, self.count)
         place = Place(self.image, self.y, x0, self.group, self.live)
         ragged = self.ragged and form.columns is None
         return OutputStrip(self.problem, self.alu, place, self.count, ragged, form.columns)
