@@ -195,5 +195,7 @@ def test_compiled_kernels_executed(bug, code):
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=dict(os.environ)
     )
+    if done.stdout.startswith("SKIPPED"):
+        pytest.skip(done.stdout)
     assert done.returncode == code, done.stdout + done.stderr[-2000:]
     assert ("WRONG: out" in done.stdout) == bug
