@@ -110,18 +110,16 @@ def _key_kernel(
           form: of the strip; None: for all lanes, any output may lie beyond the border.
         """
         similarity = Similarity(problem, fast, of_key=True)
-        taps, columns = output_columns(problem, strip), form.columns if form else None
-        if columns is not None:
-            taps = {column: users for column, users in taps.items() if column in columns}
+        taps, masked = output_columns(problem, strip), form is None or form.columns is None
         if form:
-            x0 = form.first_column(x0, strip)
+            taps, x0 = form.existing(taps), form.first_column(x0, strip)
         last = max(taps, default=0)
 
         def last_pixel(image: Vector) -> Vector:
             return (image * problem.height + y) * problem.width + x0 + (strip - 1)
 
         keys = depth_base(problem, key_layout, last_pixel(image) * groups + group)
-        ragged = columns is None and problem.width % strips.strip > 0
+        ragged = masked and problem.width % strips.strip > 0
         fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
         ok = [both(live, x) for x in fits]
         back = [i + 1 - strip for i in range(strip)]
@@ -163,7 +161,7 @@ def _key_kernel(
                 priors = load_priors(problem, fast, prior_refs, row, group, valid)
                 for column, users in taps.items():
                     mask = None
-                    if columns is None:  # one comparison: negative is large
+                    if masked:  # one comparison: negative is large
                         mask = (x0 // s + column).astype(jnp.uint32) < wo
                     if not softmax:
                         mask = both(mask, valid)

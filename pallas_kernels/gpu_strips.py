@@ -36,6 +36,10 @@ class Form(NamedTuple):
         """x0 of a strip of `strip` pixels; a constant if only one strip has the form."""
         return x0 if len(self.strips) > 1 else jnp.full_like(x0, self.strips[0] * strip)
 
+    def existing(self, columns: dict[int, Any]) -> dict[int, Any]:
+        """Of the columns that a strip looks at, those that code for this form has to visit."""
+        return columns if self.columns is None else {c: columns[c] for c in self.columns}
+
 
 class Place(NamedTuple):
     """Where lanes work: each an array with a number per lane."""

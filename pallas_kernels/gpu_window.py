@@ -4,7 +4,6 @@ What the forward kernel and the query kernel of the backward pass have in common
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -52,7 +51,7 @@ class OutputStrip:
       place: of each lane; a unit is a group, or a chunk of one.
       count: pixels.
       ragged: whether pixels may lie beyond the right border.
-      columns: of the columns of keys, those that exist; None: any may lie outside the image.
+      form: of the strip; None: any column of keys may lie outside the image.
     """
 
     def __init__(
@@ -62,9 +61,10 @@ class OutputStrip:
         place: Place,
         count: int,
         ragged: bool,
-        columns: Sequence[int] | None = None,
+        form: Form | None = None,
     ):
         self.problem, self.alu, self.count, self.ragged = problem, alu, count, ragged
+        self.form = form
         self.image, self.y, self.x0, self.group, self.live = place
         ho, wo = problem.out_size
         self.fits = [self.x0 + i < wo if ragged else None for i in range(count)]
@@ -78,12 +78,9 @@ class OutputStrip:
         self._pairs = base(2 * last_place, 2)
         self._layout = Layout.depth(problem, 0)
         self._queries = depth_base(problem, self._layout, last_place)
-        self.masked = columns is None
-        self.taps = {
-            column: users
-            for column, users in window_columns(problem, count).items()
-            if columns is None or column in columns
-        }
+        self.masked = form is None or form.columns is None
+        columns = window_columns(problem, count)
+        self.taps = form.existing(columns) if form else columns
         """Columns of keys; see `window_columns`."""
 
     def anew(self) -> "OutputStrip":
@@ -93,8 +90,7 @@ class OutputStrip:
         bases and offsets with the loads, each for two registers and four instructions.
         """
         place = Place(opaque(self.image), self.y, self.x0, self.group, self.live)
-        columns = None if self.masked else tuple(self.taps)
-        return OutputStrip(self.problem, self.alu, place, self.count, self.ragged, columns)
+        return OutputStrip(self.problem, self.alu, place, self.count, self.ragged, self.form)
 
     def pixel(self, i: Scalar) -> "OutputStrip":
         """One of the pixels, as a strip of its own."""
@@ -106,7 +102,7 @@ class OutputStrip:
         x0 = form.first_column(self.x0, self.count)
         place = Place(self.image, self.y, x0, self.group, self.live)
         ragged = self.ragged and form.columns is None
-        return OutputStrip(self.problem, self.alu, place, self.count, ragged, form.columns)
+        return OutputStrip(self.problem, self.alu, place, self.count, ragged, form)
 
     def back(self, i: int) -> int:
         """Pixels from the last one to pixel i; not positive."""

@@ -192,10 +192,7 @@ def use(problem: Problem, tile: Tile, name: str) -> Use:
     start, end = jax.vmap(lambda x: rows(problem, strips, x))(first)
     shares = [len(form.strips) / strips.per_row for form in forms]
     weights = [
-        (
-            sum(len(columns[c]) for c in (columns if form.columns is None else form.columns)),
-            form.columns is None,
-        )
+        (sum(len(users) for users in form.existing(columns).values()), form.columns is None)
         for form in forms
     ]
     return Use(forms, weights, shares, float((end - start).mean()), turns)
