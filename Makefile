@@ -38,15 +38,15 @@ test: $(READY)
 test-slow: $(READY)
 	$(PY) -m pytest -n $(JOBS) -m slow
 
-# The CUDA plugin compiles without a GPU, the rest assembles and disassembles (the extra `inspect`).
+# The CUDA plugin compiles without a GPU, the rest of the extra `inspect` assembles and disassembles.
 # Kept out of the environment, where JAX would try to use a GPU.
 CUDA := build/cuda
 $(CUDA)/.installed: $(READY)
-	rm -rf $(CUDA)
-	v=$$($(PY) -c 'import jax; print(jax.__version__)'); \
-	nvcc=$$($(PY) -c 'import sys; print("nvidia-cuda-nvcc" if sys.version_info >= (3, 12) else "nvidia-cuda-nvcc-cu12")'); \
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target=$(CUDA) \
-	  jax-cuda12-plugin==$$v jax-cuda12-pjrt==$$v $$nvcc nvidia-cuda-nvdisasm
+	rm -rf $(CUDA) && mkdir -p $(CUDA)
+	$(PY) -c 'import jax, tomllib; v = jax.__version__; \
+	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+	  print(*extras["inspect"], f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}", sep="\n")' > $(CUDA)/requirements.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target=$(CUDA) -r $(CUDA)/requirements.txt
 	@touch $@
 
 PTXSIM ?= .
