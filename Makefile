@@ -51,7 +51,7 @@ $(CUDA)/.installed: $(READY)
 
 PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
-	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m pytest -n $(JOBS) tests/pallas_kernels/test_gpu_compile.py
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m pytest -n $(JOBS) tests/pallas_kernels/tools/test_cross_compilation.py
 
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
@@ -71,7 +71,7 @@ $(VENV)-prepare/.installed: requirements.lock pyproject.toml
 
 CHAOS_KILLS ?= 20
 chaos: $(READY)
-	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/chaos tests/lrnet_jax/training/test_damage.py tests/experiments/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
+	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/chaos tests/lrnet_jax/training/test_damage.py tests/experiments/run/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -27,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from experiments import input_pipelines
+from experiments.bench import input_pipelines
 from lrnet_jax.data import DamagedDatasetError, MissingDatasetError, open_dataset
 from lrnet_jax.data.imagenet import PreparedDataset
 from lrnet_jax.data.prepared import Split

@@ -20,20 +20,23 @@ from flax import nnx
 
 import lrnet_jax
 from lrnet_jax.data.augment import normalize
+from lrnet_jax.functional import Functional, split
 from lrnet_jax.training import steps
+from lrnet_jax.training.devices import parallel, replicate, shard
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.training.state import TrainState, init_state
 from lrnet_jax.variant import Variant
-from pallas_kernels.benchmark import Program, Timing, interleave, machine, prepare
+from pallas_kernels.tools.benchmark import Program, Timing, interleave, machine, prepare
 
 MEAN, STD = (127.5, 127.5, 127.5), (60.0, 60.0, 60.0)
 
 
 def training_step(
     variant: Variant, classes: int = 1000
-) -> tuple[steps.Functional, Callable[..., Any], steps.TrainState]:
+) -> tuple[Functional, Callable[..., Any], TrainState]:
     """A network's functions, the step as training takes it, not compiled, and its first state."""
     model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     optimizer = sgd(lambda _: 0.1)
     dtype = jnp.dtype(variant.dtype)
     step = steps.train_step(
@@ -42,7 +45,7 @@ def training_step(
         lambda _: 0.1,
         augment=lambda images, index, key: normalize(images, MEAN, STD, dtype),
     )
-    return functional, step, steps.init_state(params, batch_stats, optimizer, 0)
+    return functional, step, init_state(params, batch_stats, optimizer, 0)
 
 
 def programs(
@@ -59,7 +62,7 @@ def programs(
         "index": np.arange(batch_size, dtype=np.int32),
     }
     devices = jax.local_devices()[:1]
-    state = steps.replicate(state, devices)
+    state = replicate(state, devices)
     return {
         "forward": prepare(
             lambda p, s, x: functional.apply(p, s, normalize(x, MEAN, STD, dtype)),
@@ -67,9 +70,7 @@ def programs(
             state.batch_stats,
             jax.device_put(images),
         ),
-        "train_step": prepare(
-            steps.parallel(step, devices=devices), state, steps.shard(batch, devices)
-        ),
+        "train_step": prepare(parallel(step, devices=devices), state, shard(batch, devices)),
     }
 
 

@@ -4,9 +4,9 @@
         [--batch=8]
 
 On an NVIDIA GPU the real kernels, with time and temporary memory beside the reference's and XLA's
-(ratio to the reference; see `pallas_kernels.benchmark`); elsewhere the same kernels in interpret
-mode on small shapes, errors only. Each error stands beside its budget, and the
-table ends with why the budget is what it is. Exit code 1 if an error is beyond its budget.
+(ratio to the reference; see `pallas_kernels.tools.benchmark`); elsewhere the same kernels in
+interpret mode on small shapes, errors only. Each error stands beside its budget, and the table ends
+with why the budget is what it is. Exit code 1 if an error is beyond its budget.
 """
 
 import argparse
@@ -19,12 +19,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import gpu_backward, gpu_forward
-from pallas_kernels.benchmark import measure, table
-from pallas_kernels.comparison import REASON, cut, errors
-from pallas_kernels.gpu import unavailable, unsupported
-from pallas_kernels.shapes import SHAPES, Shape, make_inputs
-from pallas_kernels.tiling import Tile
+from pallas_kernels.pallas import backward_pass, forward_kernel, unavailable, unsupported
+from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.tools.benchmark import measure, table
+from pallas_kernels.tools.comparison import REASON, cut, errors
+from pallas_kernels.tools.shapes import SHAPES, Shape, make_inputs
 
 # Interpret mode compiles for seconds per shape and dtype.
 DEFAULT_INTERPRETED = "odd/partial_group,odd/rectangular,odd/stride3,odd/no_softmax_depth4"
@@ -39,8 +38,8 @@ def kernels(shape: Shape, interpret: bool, *arrays: Any) -> tuple[jax.Array | No
     if interpret:  # long strips only make interpret mode slow to compile
         key_strip = -(-2 // shape.spec.stride) * shape.spec.stride
         tile, tiles = Tile(2, 1), (Tile(2, 1, turns=2), Tile(key_strip, 1))
-    out, normalizer = gpu_forward.forward(shape.spec, *inputs, interpret=interpret, tile=tile)
-    gradients = gpu_backward.backward(
+    out, normalizer = forward_kernel.forward(shape.spec, *inputs, interpret=interpret, tile=tile)
+    gradients = backward_pass.backward(
         shape.spec, *inputs, out, normalizer, d_out, interpret=interpret, tiles=tiles
     )
     return out, *gradients

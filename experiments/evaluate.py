@@ -24,13 +24,16 @@ import jax
 from absl import flags
 
 import lrnet_jax
-from experiments import attack_flags, attacks, command_line
 from experiments import config as configs
-from experiments.attacks import Budget
+from experiments.cli import attack_flags, command_line
 from experiments.config import ConfigError
-from experiments.inputs import eval_batches, make_normalize, open_data
-from experiments.results import describe_result
+from experiments.run import attacks
+from experiments.run.attacks import Budget
+from experiments.run.inputs import eval_batches, make_normalize, open_data
+from experiments.run.results import describe_result
+from lrnet_jax.functional import split
 from lrnet_jax.training import steps
+from lrnet_jax.training.devices import parallel, replicate
 from lrnet_jax.training.evaluation import evaluate
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -110,10 +113,10 @@ def evaluate_checkpoint(
             f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
         )
     dataset = open_data(config)
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     normalize = make_normalize(config, dataset)
-    step = steps.parallel(steps.eval_step(functional, normalize))
-    params, batch_stats = steps.replicate((params, batch_stats))
+    step = parallel(steps.eval_step(functional, normalize))
+    params, batch_stats = replicate((params, batch_stats))
     result = evaluate(step, params, batch_stats, eval_batches(dataset, batch_size))
     result = {"step": metadata["step"], **result}
     if attack is not None:

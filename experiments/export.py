@@ -27,12 +27,12 @@ from absl import flags
 from jax import export as jax_export
 
 import lrnet_jax
-from experiments import command_line
+from experiments.cli import command_line
 from experiments.config import ConfigError
 from lrnet_jax.data.augment import normalize
-from lrnet_jax.training import steps
+from lrnet_jax.functional import split
 from lrnet_jax.training.checkpoint_saver import write_model
-from pallas_kernels.gpu import EXPORT_CHECKS, absent_gpu
+from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu
 
 MODULE = "network.stablehlo"
 PLATFORMS = ("cpu", "cuda")
@@ -84,7 +84,7 @@ def export(
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        _, params, batch_stats = steps.split(folded)
+        _, params, batch_stats = split(folded)
         folded.eval()  # `split` leaves a network in training mode
         record = {
             key: value for key, value in metadata.items() if key not in ("skipped", "damaged")

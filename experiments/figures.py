@@ -27,7 +27,7 @@ from absl import logging
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import ConfigError
-from experiments.inputs import open_data
+from experiments.run.inputs import open_data
 from lrnet_jax import Network, visualize
 from lrnet_jax.data import DamagedDatasetError, MissingDatasetError
 from lrnet_jax.data.augment import normalize

@@ -17,12 +17,13 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command_line
-from experiments.assemble import assemble, check_devices
+from experiments.cli import command_line
 from experiments.config import Config
-from experiments.inputs import open_data
-from lrnet_jax.training import checkpoints, steps
+from experiments.run.assemble import assemble, check_devices
+from experiments.run.inputs import open_data
+from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+from lrnet_jax.training.devices import shard
 
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Pairs of blocks.", lower_bound=3)
 _BLOCK = flags.DEFINE_integer("block", 20, "Steps of a block.", lower_bound=1)
@@ -45,7 +46,7 @@ def measure(config: Config, rounds: int, block: int) -> dict[str, Any]:
     run = assemble(config, dataset)
     state = run.state
     batches = dataset.train_batches(config.train.batch_size, seed=config.seed)
-    data = [steps.shard(next(batches)) for _ in range(block)]
+    data = [shard(next(batches)) for _ in range(block)]
     metrics: Any = None
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)

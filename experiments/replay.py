@@ -15,14 +15,16 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import command_line
 from experiments import config as configs
-from experiments.assemble import assemble
+from experiments.cli import command_line
 from experiments.config import ConfigError
-from experiments.inputs import open_data
-from experiments.workdir import same_run
-from lrnet_jax.training import checkpoints, steps
+from experiments.run.assemble import assemble
+from experiments.run.inputs import open_data
+from experiments.run.workdir import same_run
+from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+from lrnet_jax.training.devices import shard
+from lrnet_jax.training.state import TrainState
 
 _BAD_STEP = flags.DEFINE_string("bad_step", None, "WORKDIR/bad_step/NUMBER, as the run said it.")
 
@@ -67,11 +69,11 @@ def replay(folder: pathlib.Path) -> list[str]:
         )
     batches = dataset.train_batches(config.train.batch_size, seed=config.seed, start_step=first)
     for _ in range(first, bad - 1):
-        state, _ = run.train_step(state, steps.shard(next(batches)))
+        state, _ = run.train_step(state, shard(next(batches)))
     before = not_finite(state)
     with CheckpointSaver(folder / "state", newest=1) as saver:
         saver.save(state, run.metadata)
-    state, metrics = run.train_step(state, steps.shard(next(batches)))
+    state, metrics = run.train_step(state, shard(next(batches)))
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     return [
         f"step {bad} from the checkpoint of step {first}: {json.dumps(values)}",
@@ -81,7 +83,7 @@ def replay(folder: pathlib.Path) -> list[str]:
     ]
 
 
-def not_finite(state: steps.TrainState) -> list[str]:
+def not_finite(state: TrainState) -> list[str]:
     """Paths of the arrays of a state that hold a NaN or an infinity."""
     host: dict[str, Any] = checkpoints.flatten(jax.device_get(state))
     return [path for path, array in host.items() if not np.isfinite(array).all()]

@@ -15,18 +15,18 @@ import re
 import time
 from typing import Any
 
-from pallas_kernels import gpu_compile
+from pallas_kernels.tools import cross_compilation
 
-gpu_compile.prepare()
+cross_compilation.prepare()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 import lrnet_jax  # noqa: E402
 from experiments.benchmark_networks import training_step  # noqa: E402
-from lrnet_jax.training import steps  # noqa: E402
+from lrnet_jax.training.devices import AXIS  # noqa: E402
 from lrnet_jax.variant import Variant  # noqa: E402
-from pallas_kernels.gpu_compile import GPUS, Gpu, absent_mesh, compile_for  # noqa: E402
+from pallas_kernels.tools.cross_compilation import GPUS, Gpu, absent_mesh, compile_for  # noqa: E402
 
 
 def variant(text: str, dtype: Any) -> Variant:
@@ -46,8 +46,8 @@ def compile_step(variant: Variant, gpu: Gpu, batch_size: int, image_size: int) -
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
     }
-    mesh = absent_mesh(gpu, steps.AXIS)
-    whole, split = jax.P(), jax.P(steps.AXIS)
+    mesh = absent_mesh(gpu, AXIS)
+    whole, split = jax.P(), jax.P(AXIS)
     on_gpu = jax.shard_map(
         step, mesh=mesh, in_specs=(whole, split), out_specs=(whole, whole), check_vma=False
     )
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--dtype", default="bfloat16", choices=("float32", "bfloat16"))
     args = parser.parse_args()
-    reason = gpu_compile.missing()
+    reason = cross_compilation.missing()
     if reason:
         parser.error(f"cannot compile for a GPU: {reason}")
     try:

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments import study_figures, study_results
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.recipes.study import CLAIMS, ROWS
-from experiments.study_results import CLASSES, SIZE, Record, judge, scores, swept
+from experiments.report import study_figures, study_results
+from experiments.report.study_results import CLASSES, SIZE, Record, judge, scores, swept
 from experiments.tables import NOT_RUN, Table
 from lrnet_jax import complexity
 

@@ -27,12 +27,13 @@ from types import FrameType
 
 from absl import flags
 
-from experiments import attack_flags, command_line, tables
-from experiments.attacks import Plan
+from experiments import tables
+from experiments.cli import attack_flags, command_line
 from experiments.config import Config, ConfigError, override
-from experiments.finished_runs import Run, find_runs, run_of
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import ROBUST_ROWS, ROWS
+from experiments.report.finished_runs import Run, find_runs, run_of
+from experiments.run.attacks import Plan
 from experiments.tables import Table
 
 _RECIPES = flags.DEFINE_list("recipes", None, "Names of recipes, or patterns such as table3/*.")

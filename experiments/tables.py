@@ -24,9 +24,9 @@ from typing import Any
 
 import lrnet_jax
 from experiments.config import ConfigError
-from experiments.finished_runs import Run, find_runs, run_of
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import PAPER_SIZES, ROBUST_ROWS, ROWS
+from experiments.report.finished_runs import Run, find_runs, run_of
 from lrnet_jax import Variant, complexity
 
 NOT_RUN = "not run"

@@ -22,22 +22,25 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command_line, launch, results
 from experiments import config as configs
-from experiments.assemble import assemble, check_devices, count
-from experiments.bad_step import bad_step
+from experiments.cli import command_line, distributed
 from experiments.config import Config
-from experiments.inputs import eval_batches, open_data
-from experiments.results import describe_result, finished, say_final
-from experiments.workdir import is_new, own_workdir, same_run
+from experiments.run import results
+from experiments.run.assemble import assemble, check_devices, num_params
+from experiments.run.bad_step import bad_step
+from experiments.run.inputs import eval_batches, open_data
+from experiments.run.results import describe_result, finished, print_summary
+from experiments.run.workdir import check_workdir, claim_workdir, same_run
 from lrnet_jax.data.prefetch import prefetch
-from lrnet_jax.training import checkpoints, processes, steps
+from lrnet_jax.training import checkpoints, processes
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+from lrnet_jax.training.devices import replicate, shard
 from lrnet_jax.training.divergence import DivergedError, fault
 from lrnet_jax.training.evaluation import evaluate
 from lrnet_jax.training.progress import Progress
-from lrnet_jax.training.reporting import Reporter, Silence, duration
+from lrnet_jax.training.reporting import NullReporter, Reporter, duration
+from lrnet_jax.training.state import TrainState
 from lrnet_jax.training.stopping import StopRequest
 
 _WORKDIR = flags.DEFINE_string(
@@ -51,7 +54,7 @@ def main() -> None:
         command_line.print_help()
         return
     config = command_line.chosen_config()
-    launch.join()
+    distributed.join()
     workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.recipe}")
     if train(config, workdir) is None and processes.is_first():
         command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
@@ -78,10 +81,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     dataset = open_data(config)
     first = processes.is_first()  # reads and writes for all processes
     if first:
-        is_new(config, workdir)
-    if (result := processes.tell(finished(workdir) if first else None)) is not None:
+        check_workdir(config, workdir)
+    if (result := processes.broadcast(finished(workdir) if first else None)) is not None:
         print(f"{workdir} is finished; delete it to train again")
-        say_final(workdir, result)
+        print_summary(workdir, result)
         return result
     run = assemble(config, dataset)
     total_steps, steps_per_epoch, state = run.total_steps, run.steps_per_epoch, run.state
@@ -94,7 +97,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
         found: dict[str, Any] = {}
         saver = None
         if first:
-            new = closing.enter_context(own_workdir(config, workdir))
+            new = closing.enter_context(claim_workdir(config, workdir))
             saver = closing.enter_context(
                 CheckpointSaver(
                     workdir, newest=config.train.keep_checkpoints, every=config.train.keep_every
@@ -106,14 +109,14 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
                 state = restored.state
                 found["damaged"] = list(restored.damaged)
                 found["progress"] = restored.metadata["progress"]
-        found = processes.tell(found)
+        found = processes.broadcast(found)
         if found["resumed"]:
-            state = steps.replicate(processes.tell_arrays(state))
+            state = replicate(processes.broadcast_arrays(state))
             run = run._replace(state=state)  # lets go of the initial one's memory
         progress = Progress(**found["progress"])
         first_step = int(jax.device_get(state.step))
 
-        def evaluation(state: steps.TrainState) -> dict[str, Any] | None:
+        def evaluation(state: TrainState) -> dict[str, Any] | None:
             """None where a stop was asked for meanwhile."""
             batches = eval_batches(dataset, config.train.eval_batch_size)
             if processes.are_several():  # they agree on stops at steps only
@@ -122,7 +125,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             return None if stop else result
 
         # ---- the loop
-        reporter: Reporter | Silence = Silence()
+        reporter: Reporter | NullReporter = NullReporter()
         if first:
             reporter = Reporter(
                 workdir,
@@ -138,7 +141,8 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
         if found["new"]:
             say(f"configuration:\n{configs.describe(config)}")
         say(
-            f"{config.network} ({count(state.params) / 1e6:.3f} M parameters) on {dataset.name} "
+            f"{config.network} ({num_params(state.params) / 1e6:.3f} M parameters) "
+            f"on {dataset.name} "
             f"({dataset.num_train} + {dataset.num_eval} images), {total_steps} steps of "
             f"{config.train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
         )
@@ -177,7 +181,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
                     process_index=jax.process_index(),
                     process_count=jax.process_count(),
                 ),
-                steps.shard,
+                shard,
             )
         )
         stopped = False
@@ -212,7 +216,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
                     f"epoch {step / steps_per_epoch:.2f}  loss {values['loss']:.3f}  "
                     f"accuracy {100 * values['accuracy']:.1f} %",
                 )
-            stopped, save_now = agreement.ask(bool(stop), first and clock.is_due())
+            stopped, save_now = agreement.poll(bool(stop), first and clock.is_due())
             if is_saved(config.train, step) or save_now or stopped:
                 report(step)
                 save()
@@ -238,7 +242,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
         if first:
             write_atomically(workdir / results.FILE, json.dumps(result, indent=2) + "\n")
             print(f"trained in {duration(spent_before + time.monotonic() - started)}")
-            say_final(workdir, result)
+            print_summary(workdir, result)
     return result
 
 

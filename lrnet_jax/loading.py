@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 from flax import nnx
 
+from lrnet_jax.functional import merge, split
 from lrnet_jax.model_zoo import create_from_variant
 from lrnet_jax.networks import Network
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoints import CheckpointError
-from lrnet_jax.training.steps import merge, split
 from lrnet_jax.variant import Variant
 
 HEAD = "params/head/"

@@ -63,7 +63,7 @@ class Variant:
       batch_norm_images: images that share batch statistics, None for all images of a device.
       batch_norm_axis: name of a device axis to take batch statistics over.
       dtype: of activations, "float32" or "bfloat16"; parameters and statistics are float32.
-      implementation: of `pallas_kernels.local_relation`, None for the fastest that runs.
+      implementation: of `pallas_kernels.api`, None for the fastest that runs.
       in_channels: channels of the images.
       remat: whether the backward pass computes each block again instead of keeping its
         activations: less memory, a third more time.

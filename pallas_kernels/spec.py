@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,53 @@ Normalization = Literal["softmax", "none"]
 
 SIMILARITIES: tuple[Similarity, ...] = get_args(Similarity)
 NORMALIZATIONS: tuple[Normalization, ...] = get_args(Normalization)
+
+
+class Inputs(NamedTuple):
+    """The arrays of one local relation.
+
+    Attributes:
+      query: (B, Ho, Wo, G, D).
+      key: (B, H, W, G, D).
+      value: (B, H, W, C).
+      prior: (G, Kh, Kw), or None.
+    """
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    prior: jax.Array | None = None
+
+
+class Normalizer(NamedTuple):
+    """What a softmax divides by: weight = exp(logit - shift) * factor.
+
+    The logarithm of the sum alone would not do: next to a logit of 1e6 the last bit of its float32
+    is worth 6 % of a weight.
+
+    Attributes:
+      shift: (B, Ho, Wo, G), float32 or the compute dtype.
+      factor: likewise.
+    """
+
+    shift: jax.Array
+    factor: jax.Array
+
+
+class Residuals(NamedTuple):
+    """What the backward pass needs. Weights are computed again from it.
+
+    Saving the weights would cost Kh * Kw / 2 times as much memory.
+
+    Attributes:
+      inputs: of the forward pass.
+      out: (B, Ho, Wo, C), its output.
+      normalizer: None without softmax.
+    """
+
+    inputs: Inputs
+    out: jax.Array
+    normalizer: Normalizer | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,7 +45,7 @@ class LocalRelation(nnx.Module):
       dilation: distance between taps in input pixels.
       dtype: of activations, None for that of input and parameters together. Parameters are
         float32, and so are similarity, softmax and sums.
-      implementation: of `pallas_kernels.local_relation`; None picks the fastest that runs.
+      implementation: of `pallas_kernels.api`; None picks the fastest that runs.
       rngs: where the initial weights come from.
 
     Source: Section 3 and figure 2 of the paper; the output CT is the "+1" of Eqn. 6.

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from lrnet_jax.training.steps import Batch, Functional, Tree
+from lrnet_jax.functional import Functional, Tree
+from lrnet_jax.training.devices import Batch
 
 WHITE = 255.0
 GRID = 2.0**-16  # of eps; a level of 0 to 255 plus any multiple of it is exact in float32

@@ -17,10 +17,11 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from lrnet_jax.functional import Tree
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoints import CheckpointError, first_line
 from lrnet_jax.training.seal import write_seal
-from lrnet_jax.training.steps import TrainState, Tree
+from lrnet_jax.training.state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"
 REMOVED = ".removed"

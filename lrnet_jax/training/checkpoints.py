@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from lrnet_jax.functional import Tree
 from lrnet_jax.training import seal
-from lrnet_jax.training.steps import TrainState, Tree
+from lrnet_jax.training.state import TrainState
 
 FOLDER = "checkpoints"  # below a workdir
 MODEL, EMA = "model", "ema"  # items with the arrays of a network

@@ -5,7 +5,8 @@ from typing import Any
 
 import jax
 
-from lrnet_jax.training.steps import Batch, Tree, shard
+from lrnet_jax.functional import Tree
+from lrnet_jax.training.devices import Batch, shard
 
 
 def evaluate(

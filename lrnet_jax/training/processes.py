@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lrnet_jax.training.steps import Tree
+from lrnet_jax.functional import Tree
 
 HEARTBEAT_SECONDS = 60  # after so long without a sign of life a process counts as lost
 LAG = 2  # steps between a vote and its count; the devices are never waited for
@@ -61,7 +61,7 @@ def are_several() -> bool:
     return jax.process_count() > 1
 
 
-def tell(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """The first process's value, in all processes; of JSON types."""
     if not are_several():
         return value
@@ -73,7 +73,7 @@ def tell(value: Any) -> Any:
     return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer)).tobytes())
 
 
-def tell_arrays(tree: Tree) -> Tree:
+def broadcast_arrays(tree: Tree) -> Tree:
     """The first process's arrays, in all processes, bit for bit.
 
     Args:
@@ -109,7 +109,7 @@ class Agreement:
         self._counts: collections.deque[jax.Array] = collections.deque()
         self._count = jax.pmap(lambda votes: jax.lax.pmax(votes, "all"), axis_name="all")
 
-    def ask(self, *votes: bool) -> tuple[bool, ...]:
+    def poll(self, *votes: bool) -> tuple[bool, ...]:
         """To be called once a step by every process; which of the votes any process cast."""
         if not are_several():
             return votes

@@ -121,7 +121,7 @@ class Reporter:
         self._board.close()
 
 
-class Silence:
+class NullReporter:
     """Stands for a `Reporter` in the processes of a run that leave the telling to the first."""
 
     def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ class Silence:
     def line(self, text: str) -> None:
         """Nothing."""
 
-    def __enter__(self) -> "Silence":
+    def __enter__(self) -> "NullReporter":
         return self
 
     def __exit__(self, *error: object) -> None:

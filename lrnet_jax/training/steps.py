@@ -1,147 +1,21 @@
 """One training step and one evaluation step, as pure functions of arrays.
 
-They know nothing of pmap but the name of its axis: the caller wraps them (`parallel` below is the
-one line that does), and a test or a notebook can call them under plain vmap.
+They know nothing of pmap but the name of its axis: the caller wraps them (`devices.parallel` has
+the one line that does), and a test or a notebook can call them under plain vmap.
 """
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 
 from lrnet_jax.data.mixing import Mixed, swap_pairs
+from lrnet_jax.functional import Functional, Tree
 from lrnet_jax.training.accumulation import mean_over_parts
-
-AXIS = "batch"  # the axis of collectives: the devices
-
-Batch = dict[str, Any]
-Tree = Any  # a nested dict of arrays
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """Everything that training changes, in plain nested dicts.
-
-    Attributes:
-      step: int32 scalar, how many steps were taken. With the global batch size it is also the
-        position in the data.
-      params: float32 weights.
-      batch_stats: float32 running mean and variance of every BatchNorm.
-      opt_state: the optimiser's.
-      rng: uint32 key data; step n draws from fold_in(rng, n).
-      ema: {"params": .., "batch_stats": ..} averaged over the steps taken, or None.
-    """
-
-    step: jax.Array
-    params: Tree
-    batch_stats: Tree
-    opt_state: optax.OptState
-    rng: jax.Array
-    ema: Tree | None = None
-
-    @property
-    def evaluated(self) -> tuple[Tree, Tree]:
-        """(params, batch_stats) to evaluate with: the averages, where there are any."""
-        if self.ema is None:
-            return self.params, self.batch_stats
-        return self.ema["params"], self.ema["batch_stats"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Functional:
-    """A network as functions of its arrays.
-
-    Attributes:
-      train: graph definition with BatchNorm in training mode.
-      evaluate: the same with running statistics.
-    """
-
-    train: nnx.GraphDef[Any]
-    evaluate: nnx.GraphDef[Any]
-
-    def apply_train(
-        self, params: Tree, batch_stats: Tree, images: jax.Array
-    ) -> tuple[jax.Array, Tree]:
-        """Logits with batch statistics, and the updated running statistics."""
-        model = merge(self.train, params, batch_stats)
-        logits = model(images)
-        return logits, to_dict(nnx.state(model, nnx.BatchStat))
-
-    def apply(self, params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
-        """Logits with running statistics."""
-        return merge(self.evaluate, params, batch_stats)(images)
-
-
-def split(model: nnx.Module) -> tuple[Functional, Tree, Tree]:
-    """A network as (functions, params, batch_stats); the arrays are plain nested dicts."""
-    model.eval()
-    evaluate = nnx.graphdef(model)
-    model.train()
-    train = nnx.graphdef(model)
-    params, batch_stats = nnx.state(model, nnx.Param, nnx.BatchStat)
-    return Functional(train, evaluate), to_dict(params), to_dict(batch_stats)
-
-
-def to_dict(state: nnx.State) -> Tree:
-    """An NNX state as plain nested dicts with string keys, as a checkpoint holds them."""
-
-    def with_string_keys(tree: Any) -> Any:
-        if isinstance(tree, dict):
-            return {str(key): with_string_keys(value) for key, value in tree.items()}
-        return tree
-
-    return with_string_keys(nnx.to_pure_dict(state))
-
-
-def merge(graphdef: nnx.GraphDef[Any], *trees: Tree) -> Any:
-    """The network of a graph definition with the arrays of plain dicts (see `to_dict`)."""
-    return nnx.merge(graphdef, *(nnx.restore_int_paths(tree) for tree in trees))
-
-
-def init_state(
-    params: Tree,
-    batch_stats: Tree,
-    optimizer: optax.GradientTransformation,
-    seed: int,
-    *,
-    ema: bool = False,
-) -> TrainState:
-    """The state before the first step; with `ema`, it keeps averages (see `train_step`)."""
-    return TrainState(
-        step=jnp.zeros((), jnp.int32),
-        params=params,
-        batch_stats=batch_stats,
-        opt_state=optimizer.init(params),
-        rng=jax.random.key_data(jax.random.key(seed)),
-        # Copies: the step is given the memory of the whole state, no buffer of it twice.
-        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
-    )
-
-
-def average(ema: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:
-    """The exponential moving average after one more step.
-
-        ema[n] = sum over i = 1..n of decay^(n - i) new[i]  /  sum over i of decay^(n - i)
-
-    A weighted mean from the first step on, without a bias towards the initial values: early in
-    training it is nearly the plain mean of all steps, later the last 1 / (1 - decay) count.
-
-    Args:
-      ema: ema[n - 1].
-      new: new[n], of the same structure.
-      step: n, from 1.
-      decay: in (0, 1).
-    """
-    # 1 - decay^n written so that it keeps its digits in float32, where decay^n is nearly 1.
-    share = math.expm1(math.log(decay)) / jnp.expm1(step.astype(jnp.float32) * math.log(decay))
-    return optax.incremental_update(new, ema, share)
+from lrnet_jax.training.devices import AXIS, Batch
+from lrnet_jax.training.state import TrainState, average
 
 
 def train_step(
@@ -291,58 +165,3 @@ def eval_step(
         return jax.lax.psum(sums, AXIS)
 
     return step
-
-
-def parallel(
-    step: Callable[..., Any],
-    *,
-    donate: bool = False,
-    devices: Sequence[jax.Device] | None = None,
-) -> Callable[..., Any]:
-    """`step(state, batch)` on all devices: one state for all, the batch split on axis 0.
-
-    State and results are never stacked: they come and go as single, replicated arrays.
-
-    Args:
-      step: from `train_step` or `eval_step`.
-      donate: whether the memory of the state passed in is used for the one returned.
-      devices: to use; all local ones by default.
-    """
-    return jax.pmap(
-        step,
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        donate_argnums=(0,) if donate else (),
-        devices=devices,
-    )
-
-
-def replicate(tree: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
-    """Copies a tree of host or device arrays onto every device."""
-    return jax.device_put(tree, _sharding(devices, jax.sharding.PartitionSpec()))
-
-
-def shard(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
-    """Sends a host batch to the devices, split on axis 0: (b, ...) -> (n, b / n, ...).
-
-    Raises:
-      ValueError: b is not divisible by the number of devices. (pmap itself would silently use
-        fewer devices for a shorter leading axis.)
-    """
-    count = len(devices or jax.local_devices())
-    size = len(next(iter(batch.values())))
-    if size % count:
-        raise ValueError(f"a batch of {size} cannot be split over {count} devices")
-    shares = {
-        name: np.reshape(array, (count, size // count, *array.shape[1:]))
-        for name, array in batch.items()
-    }
-    return jax.device_put(shares, _sharding(devices, jax.sharding.PartitionSpec(AXIS)))
-
-
-def _sharding(
-    devices: Sequence[jax.Device] | None, spec: jax.sharding.PartitionSpec
-) -> jax.sharding.NamedSharding:
-    mesh = jax.sharding.Mesh(np.array(devices or jax.local_devices()), (AXIS,))
-    return jax.sharding.NamedSharding(mesh, spec)

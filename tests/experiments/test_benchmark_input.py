@@ -9,7 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from experiments import benchmark_input, input_pipelines
+from experiments import benchmark_input
+from experiments.bench import input_pipelines
 
 pytestmark = pytest.mark.skipif(not pathlib.Path("/proc").exists(), reason="needs /proc")
 

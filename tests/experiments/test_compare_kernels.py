@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import compare_kernels
-from pallas_kernels.comparison import reference_results
+from pallas_kernels.tools.comparison import reference_results
 
 SMALL = ["--shapes=odd/single_pixel", "--dtypes=float32"]
 

@@ -72,7 +72,7 @@ def test_what_is_missing_is_named(arguments, message, capsys):
 
 
 def test_files_are_read_and_named_when_they_cannot_be(tmp_path):
-    photograph = "experiments/photographs/chelsea.jpg"
+    photograph = "experiments/bench/photographs/chelsea.jpg"
     images = figures.read_images(METADATA, [photograph] * 2, 0, None)
     assert images.shape == (2, 16, 16, 3)
     (tmp_path / "text.jpg").write_text("no image")

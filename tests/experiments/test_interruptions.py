@@ -13,8 +13,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import train as module
 from experiments.train import train
-from lrnet_jax.training import checkpoints, ownership
-from lrnet_jax.training.ownership import WorkdirInUseError
+from lrnet_jax.training import checkpoints, workdir_lock
+from lrnet_jax.training.workdir_lock import WorkdirInUseError
 from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
 
 EVALUATED = {"train.eval_every_epochs": "0.0024", "train.log_every": "5"}  # after steps 3 and 6
@@ -126,8 +126,8 @@ def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
 def test_a_workdir_has_one_owner(tmp_path):
     """Another process holds it, is named, and holds it no more once it is killed."""
     program = (
-        "import pathlib, sys, time; from lrnet_jax.training import ownership\n"
-        "with ownership.own(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+        "import pathlib, sys, time; from lrnet_jax.training.workdir_lock import lock_workdir\n"
+        "with lock_workdir(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE
@@ -135,9 +135,9 @@ def test_a_workdir_has_one_owner(tmp_path):
         other.stdout.readline()
         with (
             pytest.raises(WorkdirInUseError, match=f"in use by process {other.pid} on"),
-            ownership.own(tmp_path, patience=0.2),
+            workdir_lock.lock_workdir(tmp_path, patience=0.2),
         ):
             pass
         other.kill()
-        with ownership.own(tmp_path):
+        with workdir_lock.lock_workdir(tmp_path):
             pass

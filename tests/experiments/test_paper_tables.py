@@ -11,8 +11,11 @@ from flax import nnx
 import lrnet_jax
 from experiments.recipes import RECIPES, paper_tables
 from lrnet_jax import complexity
+from lrnet_jax.functional import split
 from lrnet_jax.training import steps
+from lrnet_jax.training.devices import AXIS
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.training.state import init_state
 
 ROWS = {(row.table, row.recipe): row for row in paper_tables.ROWS}
 
@@ -166,14 +169,14 @@ def test_a_step_reaches_every_parameter(variant):
     for _, norm in nnx.iter_modules(model):
         if isinstance(norm, lrnet_jax.layers.BatchNorm):  # a scale of 0 hides what is behind it
             norm.scale[...] = jnp.ones_like(norm.scale[...])
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     plain = sgd(lambda _: 1.0, momentum=0.0, weight_decay=0.0)  # a step is the gradient
-    state = steps.init_state(params, batch_stats, plain, seed=0)
+    state = init_state(params, batch_stats, plain, seed=0)
     step = steps.train_step(functional, plain, lambda _: 1.0, augment=lambda x, index, key: x)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(1, 2, 9, 9, 3)), jnp.float32)
     batch = {"image": images, "label": jnp.array([[0, 2]]), "index": jnp.array([[0, 1]])}
-    mapped = jax.jit(jax.vmap(step, axis_name=steps.AXIS, in_axes=(None, 0), out_axes=None))
+    mapped = jax.jit(jax.vmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None))
     # Compiling takes all the time, and at this level half of it.
     fast = {"xla_backend_optimization_level": 0}
     after, metrics = mapped.lower(state, batch).compile(compiler_options=fast)(state, batch)

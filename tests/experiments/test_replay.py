@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from experiments.bad_step import FOLDER
 from experiments.config import ConfigError
-from experiments.inputs import open_data
 from experiments.replay import replay
+from experiments.run.bad_step import FOLDER
+from experiments.run.inputs import open_data
 from experiments.train import train
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.divergence import DivergedError

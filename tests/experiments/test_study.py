@@ -6,12 +6,14 @@ import pathlib
 
 import pytest
 
-from experiments import attacks, study, study_results
 from experiments import config as configs
+from experiments import study
 from experiments.recipes import RECIPES
 from experiments.recipes.study import CLAIMS, CONFIGS, ROWS
-from experiments.results import FILE as RESULT
-from experiments.study_results import judge
+from experiments.report import study_results
+from experiments.report.study_results import judge
+from experiments.run import attacks
+from experiments.run.results import FILE as RESULT
 from lrnet_jax import complexity
 
 

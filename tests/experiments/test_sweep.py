@@ -11,13 +11,13 @@ import time
 
 import pytest
 
-from experiments import attacks
 from experiments import config as configs
 from experiments import sweep as module
-from experiments.attacks import Budget, Plan
 from experiments.config import ConfigError, override
 from experiments.recipes import RECIPES
-from experiments.results import FILE as RESULT
+from experiments.run import attacks
+from experiments.run.attacks import Budget, Plan
+from experiments.run.results import FILE as RESULT
 from experiments.sweep import Child, matching, sweep
 
 

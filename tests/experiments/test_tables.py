@@ -6,12 +6,13 @@ import json
 
 import pytest
 
-from experiments import attacks, tables
 from experiments import config as configs
+from experiments import tables
 from experiments.config import override
-from experiments.finished_runs import find_runs, run_of
 from experiments.recipes import RECIPES
-from experiments.results import FILE as RESULT
+from experiments.report.finished_runs import find_runs, run_of
+from experiments.run import attacks
+from experiments.run.results import FILE as RESULT
 
 
 def finish(workdir, config, top1, attacked=()):

@@ -16,7 +16,7 @@ from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint
 from experiments.export import MODULE, export, verify
 from experiments.recipes import RECIPES
-from experiments.results import FILE as RESULT
+from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.training import checkpoints

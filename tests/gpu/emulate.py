@@ -21,17 +21,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 from unittest import mock
 
-from pallas_kernels import gpu_compile
+from pallas_kernels.tools import cross_compilation
 
-gpu_compile.prepare()
+cross_compilation.prepare()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels import gpu_backward, gpu_forward, gpu_lanes  # noqa: E402
-from pallas_kernels.comparison import cut, errors  # noqa: E402
-from pallas_kernels.shapes import SHAPES, Shape  # noqa: E402
-from pallas_kernels.tiling import Tile  # noqa: E402
+from pallas_kernels.pallas import backward_pass, forward_kernel, lanes  # noqa: E402
+from pallas_kernels.pallas.tiling import Tile  # noqa: E402
+from pallas_kernels.tools.comparison import cut, errors  # noqa: E402
+from pallas_kernels.tools.shapes import SHAPES, Shape  # noqa: E402
 
 
 def skipped() -> str | None:
@@ -45,7 +45,9 @@ def skipped() -> str | None:
     except AttributeError as error:  # it calls JAX's internals
         return f"ptxsim does not run on JAX {jax.__version__} ({error}); 0.10 of Python 3.11 does"
     if not routes:
-        return f"neither the CUDA plugin of JAX nor triton is installed; {gpu_compile.INSTALL}"
+        return (
+            f"neither the CUDA plugin of JAX nor triton is installed; {cross_compilation.INSTALL}"
+        )
     return None
 
 
@@ -60,9 +62,9 @@ def examine(
 
     def kernels(*arrays: Any) -> Any:
         *inputs, d_out = arrays
-        out, normalizer = gpu_forward.forward(shape.spec, *inputs, tile=forward)
+        out, normalizer = forward_kernel.forward(shape.spec, *inputs, tile=forward)
         pair = None if query is None or key is None else (query, key)
-        return out, *gpu_backward.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
+        return out, *backward_pass.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
 
     def run(*arrays: Any) -> Any:
         results, emulated = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)
@@ -81,13 +83,13 @@ def examine(
 
 def plant_bug() -> Any:
     """Takes every prior from the window row below: an off-by-one in one index."""
-    true_load = gpu_lanes.load_priors
+    true_load = lanes.load_priors
 
     def wrong(problem: Any, fast: bool, refs: Any, row: Any, group: Any, valid: Any) -> Any:
         below = jnp.minimum(row + 1, problem.spec.kernel_size[0] - 1)
         return true_load(problem, fast, refs, below, group, valid)
 
-    return mock.patch.multiple("pallas_kernels.gpu_forward", load_priors=wrong)
+    return mock.patch.multiple("pallas_kernels.pallas.forward_kernel", load_priors=wrong)
 
 
 def chosen(patterns: str) -> Iterable[Shape]:

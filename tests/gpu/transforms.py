@@ -12,20 +12,20 @@ import functools
 import sys
 from typing import Any
 
-from pallas_kernels import gpu_compile
+from pallas_kernels.tools import cross_compilation
 
-gpu_compile.prepare()
+cross_compilation.prepare()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 2)
 
-from pallas_kernels import gpu_backward, gpu_forward  # noqa: E402
-from pallas_kernels.comparison import reference_results  # noqa: E402
+from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: E402
+from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.platform_switch import by_platform, vary_alike  # noqa: E402
-from pallas_kernels.shapes import SHAPES, make_cotangent, make_inputs  # noqa: E402
-from pallas_kernels.tiling import Tile  # noqa: E402
+from pallas_kernels.tools.comparison import reference_results  # noqa: E402
+from pallas_kernels.tools.shapes import SHAPES, make_cotangent, make_inputs  # noqa: E402
 from tests.gpu.emulate import skipped  # noqa: E402
 
 SHAPE = dataclasses.replace(SHAPES["odd/fewer_channels_than_group"], batch=2)
@@ -36,9 +36,9 @@ TOLERANCE = 1e-5  # sums of at most 60 products of normal numbers in float32
 def kernels(*arrays: jax.Array) -> tuple[Any, ...]:
     """All five results for query, key, value, prior and the gradient of the output."""
     *inputs, d_out = arrays
-    out, normalizer = gpu_forward.forward(SHAPE.spec, *inputs, tile=TILE)
+    out, normalizer = forward_kernel.forward(SHAPE.spec, *inputs, tile=TILE)
     tiles = (dataclasses.replace(TILE, turns=2), TILE)
-    return out, *gpu_backward.backward(SHAPE.spec, *inputs, out, normalizer, d_out, tiles=tiles)
+    return out, *backward_pass.backward(SHAPE.spec, *inputs, out, normalizer, d_out, tiles=tiles)
 
 
 def on_two_devices(*arrays: jax.Array) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 ARCHIVE = pathlib.Path(__file__).parents[2] / "data" / "imagenet_miniature.tar.xz"
-PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "photographs"
+PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "bench" / "photographs"
 FORMATS = ("array_record", "tfrecord")
 SYNSETS = ("n01440764", "n01739381", "n02105855")
 TRAIN_PER_SYNSET = 6

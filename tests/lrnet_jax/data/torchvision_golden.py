@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 FILE = pathlib.Path(__file__).parents[2] / "data" / "torchvision_evaluation.npz"
-PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "photographs"
+PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "bench" / "photographs"
 # Photograph, size it is cut to, side of the crop. Longer sides and offsets that must be rounded.
 CASES = (
     ("chelsea", (477, 403), 224),

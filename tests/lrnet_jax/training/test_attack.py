@@ -13,9 +13,12 @@ from flax import nnx
 import lrnet_jax
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.augment import normalize
+from lrnet_jax.functional import split
 from lrnet_jax.training import steps
 from lrnet_jax.training.attack import attack_network, pgd, random_wrong_class
+from lrnet_jax.training.devices import AXIS
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.training.state import init_state
 
 SHAPE, CLASSES = (8, 4, 4, 3), 5
 RNG = np.random.default_rng(0)
@@ -120,7 +123,7 @@ NETWORK = lrnet_jax.Variant(
 
 def on_one(step):
     """A step of one device, without pmap."""
-    mapped = jax.vmap(step, axis_name=steps.AXIS, in_axes=(None, 0), out_axes=None)
+    mapped = jax.vmap(step, axis_name=AXIS, in_axes=(None, 0), out_axes=None)
     return jax.jit(lambda state, batch: mapped(state, jax.tree.map(lambda x: x[None], batch)))
 
 
@@ -129,9 +132,9 @@ def trained():
     """(functional, params, batch_stats, 400 images, their labels) after 200 steps."""
     data = open_dataset("fashion_mnist_subset")
     model = lrnet_jax.create_from_variant(NETWORK, 10, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     optimizer = sgd(lambda _: 0.1, weight_decay=0.0)
-    state = steps.init_state(params, batch_stats, optimizer, seed=0)
+    state = init_state(params, batch_stats, optimizer, seed=0)
     step = on_one(
         steps.train_step(
             functional, optimizer, lambda _: 0.1, augment=lambda x, i, k: normalize(x, MEAN, STD)
@@ -180,7 +183,7 @@ def test_a_step_trains_on_the_attacked_images():
     """The step with an attack is the plain step on images that were attacked beforehand."""
     functional, params, batch_stats, images, labels = trained()
     optimizer = sgd(lambda _: 0.1, weight_decay=0.0)
-    state = steps.init_state(params, batch_stats, optimizer, seed=0)
+    state = init_state(params, batch_stats, optimizer, seed=0)
     finish = functools.partial(normalize, mean=MEAN, std=STD)
     attack = attack_network(functional, finish, targeted=True)
     seen = []

@@ -10,10 +10,13 @@ import pytest
 from flax import nnx
 
 import lrnet_jax
-from lrnet_jax.training import checkpoints, seal, steps
+from lrnet_jax.functional import split
+from lrnet_jax.training import checkpoints, seal
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
 from lrnet_jax.training.checkpoints import CheckpointError
+from lrnet_jax.training.devices import replicate
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.training.state import init_state
 
 TINY = lrnet_jax.Variant(
     depths=(1,), width=4, stage_channels=8, stem_channels=4, stem_kernel_size=3,
@@ -23,13 +26,13 @@ TINY = lrnet_jax.Variant(
 
 def new_state(variant=TINY, classes=5, seed=0, ema=False):
     model = lrnet_jax.create_from_variant(variant, classes, nnx.Rngs(seed))
-    _, params, batch_stats = steps.split(model)
-    state = steps.init_state(params, batch_stats, sgd(lambda _: 0.1), seed, ema=ema)
+    _, params, batch_stats = split(model)
+    state = init_state(params, batch_stats, sgd(lambda _: 0.1), seed, ema=ema)
     # Values that no initialisation gives, so that a restored state is known to be restored.
     state = jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
     if ema:
         state = dataclasses.replace(state, ema=jax.tree.map(lambda x: x * 2, state.ema))
-    return steps.replicate(dataclasses.replace(state, step=jnp.asarray(7)))
+    return replicate(dataclasses.replace(state, step=jnp.asarray(7)))
 
 
 def metadata(variant=TINY, classes=5):
@@ -72,7 +75,7 @@ def test_load_checkpoint_rebuilds_the_network(tmp_path):
     save(tmp_path, state)
     images = jax.random.normal(jax.random.key(0), (2, 12, 12, 3))
     model = lrnet_jax.create_from_variant(TINY, 5, nnx.Rngs(0))
-    functional, _, _ = steps.split(model)
+    functional, _, _ = split(model)
     want = jax.jit(functional.apply)(*jax.device_get((state.params, state.batch_stats)), images)
     for path in (tmp_path, tmp_path / "checkpoints", tmp_path / "checkpoints" / "7"):
         loaded, record = lrnet_jax.load_checkpoint(path)
@@ -88,7 +91,7 @@ def test_load_checkpoint_with_another_head(tmp_path):
     loaded, record = lrnet_jax.load_checkpoint(tmp_path, num_classes=3)
     assert nnx.jit(loaded)(jnp.zeros((1, 12, 12, 3))).shape == (1, 3)
     assert record["skipped"] == ["params/head/bias", "params/head/kernel"]
-    _, params, batch_stats = steps.split(loaded)
+    _, params, batch_stats = split(loaded)
     stored = jax.device_get(state)
     assert_same(params["stem"], stored.params["stem"])
     assert_same(batch_stats, stored.batch_stats)
@@ -100,9 +103,7 @@ def test_another_dtype_only_when_asked(tmp_path):
         loaded, _ = lrnet_jax.load_checkpoint(tmp_path, dtype=dtype)
         shapes = nnx.eval_shape(lambda net: net.features(jnp.zeros((1, 12, 12, 3))), loaded)
         assert shapes["res2"].dtype == want
-        assert {leaf.dtype for leaf in jax.tree.leaves(steps.split(loaded)[1])} == {
-            jnp.dtype("float32")
-        }
+        assert {leaf.dtype for leaf in jax.tree.leaves(split(loaded)[1])} == {jnp.dtype("float32")}
     with pytest.raises(CheckpointError, match="cannot build: dtype must be one of"):
         lrnet_jax.load_checkpoint(tmp_path, dtype="float64")
 
@@ -115,7 +116,7 @@ def test_averages_are_loaded_where_the_run_kept_them(tmp_path):
         loaded, record = lrnet_jax.load_checkpoint(tmp_path / "ema", ema=ema)
         assert record["ema"] == (ema is not False)
         want = (stored.params, stored.batch_stats) if ema is False else stored.evaluated
-        assert_same(jax.device_get(steps.split(loaded)[1:]), want)
+        assert_same(jax.device_get(split(loaded)[1:]), want)
 
     save(tmp_path / "none", new_state())
     _, record = lrnet_jax.load_checkpoint(tmp_path / "none")

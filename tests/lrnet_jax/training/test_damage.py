@@ -16,7 +16,8 @@ import pytest
 from lrnet_jax.training import checkpoint_saver, checkpoints, seal
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver, surplus
 from lrnet_jax.training.checkpoints import CheckpointError
-from lrnet_jax.training.steps import TrainState, replicate
+from lrnet_jax.training.devices import replicate
+from lrnet_jax.training.state import TrainState
 
 # Where one array cannot be written, Orbax closes its event loop while others are in flight.
 orbax_closes_early = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

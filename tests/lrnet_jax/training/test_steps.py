@@ -12,9 +12,12 @@ from flax import nnx
 
 import lrnet_jax
 from lrnet_jax.data.augment import augment, normalize
+from lrnet_jax.functional import split
 from lrnet_jax.training import steps
+from lrnet_jax.training.devices import AXIS, parallel, replicate, shard
 from lrnet_jax.training.evaluation import evaluate
 from lrnet_jax.training.optimizer import sgd
+from lrnet_jax.training.state import average, init_state
 
 TINY = lrnet_jax.Variant(
     depths=(1, 1), width=8, stage_channels=16, stem_channels=8, stem_kernel_size=3,
@@ -53,10 +56,10 @@ def history(variant, device_count, accumulate=1):
     """The state and the metrics after each of five steps, with averages of the weights."""
     devices = jax.local_devices()[:device_count]
     model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     optimizer = sgd(lambda _: 0.05, weight_decay=1e-3)
-    state = steps.init_state(params, batch_stats, optimizer, seed=3, ema=True)
-    state = steps.replicate(state, devices)
+    state = init_state(params, batch_stats, optimizer, seed=3, ema=True)
+    state = replicate(state, devices)
     step = steps.train_step(
         functional,
         optimizer,
@@ -65,10 +68,10 @@ def history(variant, device_count, accumulate=1):
         ema_decay=DECAY,
         accumulate=accumulate,
     )
-    step = steps.parallel(step, donate=True, devices=devices)
+    step = parallel(step, donate=True, devices=devices)
     after = []
     for batch in batches(5):
-        state, metrics = step(state, steps.shard(batch, devices))
+        state, metrics = step(state, shard(batch, devices))
         after.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state is donated
     return after
 
@@ -108,13 +111,13 @@ def test_averages_are_the_weighted_mean_of_all_steps():
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
 @pytest.mark.parametrize("step", [1, 2, 3000, 1_000_000])
 def test_the_share_of_a_step_keeps_its_digits(step, decay):
-    share = jax.jit(lambda n: steps.average(0.0, 1.0, n, decay))(jnp.int32(step))
+    share = jax.jit(lambda n: average(0.0, 1.0, n, decay))(jnp.int32(step))
     np.testing.assert_allclose(share, (1 - decay) / (1 - decay**step), rtol=1e-6)
 
 
 def test_averages_and_decay_come_together():
     optimizer = sgd(lambda _: 0.05)
-    state = steps.init_state({}, {}, optimizer, seed=0)
+    state = init_state({}, {}, optimizer, seed=0)
     assert state.evaluated == ({}, {})
     step = steps.train_step(Fixed(), optimizer, lambda _: 0.05, augment=prepare, ema_decay=0.9)
     with pytest.raises(ValueError, match=r"ema_decay is 0\.9, and the state keeps no averages"):
@@ -154,24 +157,24 @@ def test_statistics_of_a_whole_device_do_depend_on_the_devices():
 
 def test_a_batch_that_devices_cannot_share_is_refused():
     with pytest.raises(ValueError, match="a batch of 6 cannot be split over 4 devices"):
-        steps.shard({"label": np.zeros(6)}, jax.local_devices()[:4])
+        shard({"label": np.zeros(6)}, jax.local_devices()[:4])
 
 
 def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
     """Two steps of the step function against the update written out in numpy."""
     variant = dataclasses.replace(TINY, batch_norm_images=None)
     model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
-    functional, params, batch_stats = steps.split(model)
+    functional, params, batch_stats = split(model)
     rate, decay = 0.05, 1e-2
     optimizer = sgd(lambda _: rate, momentum=0.9, weight_decay=decay)
-    state = steps.init_state(params, batch_stats, optimizer, seed=3)
+    state = init_state(params, batch_stats, optimizer, seed=3)
     step = steps.train_step(
         functional,
         optimizer,
         lambda _: rate,
         augment=lambda images, index, key: normalize(images, MEAN, STD),
     )
-    step = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=steps.AXIS))
+    step = jax.jit(jax.vmap(step, in_axes=(None, 0), out_axes=None, axis_name=AXIS))
 
     def loss(params, batch_stats, batch):
         images = normalize(jnp.asarray(batch["image"]), MEAN, STD)
@@ -233,15 +236,15 @@ def test_targets_of_mixed_images(devices):
         Fixed(), optax.sgd(1.0), lambda _: 1.0, augment=lambda images, index, key: images,
         mix=mix, label_smoothing=0.1,
     )  # fmt: skip
-    step = steps.parallel(step, devices=jax.local_devices()[:devices])
+    step = parallel(step, devices=jax.local_devices()[:devices])
     batch = {
         "image": np.broadcast_to(logits[:, None, :, None], (8, 2, 7, 3)),
         "label": labels,
         "index": np.arange(8, dtype=np.int32),
     }
-    state = steps.init_state(jnp.float32(2.0), {}, optax.sgd(1.0), seed=0)
-    state = steps.replicate(state, jax.local_devices()[:devices])
-    new, metrics = step(state, steps.shard(batch, jax.local_devices()[:devices]))
+    state = init_state(jnp.float32(2.0), {}, optax.sgd(1.0), seed=0)
+    state = replicate(state, jax.local_devices()[:devices])
+    new, metrics = step(state, shard(batch, jax.local_devices()[:devices]))
 
     losses, right, slopes = [], [], []
     for row in range(8):
@@ -270,7 +273,7 @@ def test_evaluation_counts_ranks_and_leaves_padding_out():
     top = [[labels[i] in order[i, :k] for i in range(5)] for k in (1, 5)]
     losses = [np.log(np.exp(logits[i]).sum()) - logits[i, labels[i]] for i in range(6)]
 
-    step = steps.parallel(steps.eval_step(Fixed(), lambda x: x))
+    step = parallel(steps.eval_step(Fixed(), lambda x: x))
     images = np.broadcast_to(logits[:, None, :, None], (8, 2, 7, 3))
     batch = {"image": images, "label": labels, "mask": mask}
     result = evaluate(step, {}, {}, [batch, batch])

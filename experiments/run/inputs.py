@@ -1,0 +1,112 @@
+"""From a configuration to images on the device: the same for training and evaluation."""
+
+import functools
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+
+from experiments.config import Config, ConfigError
+from lrnet_jax.data import open_dataset
+from lrnet_jax.data.augment import augment, normalize
+from lrnet_jax.data.dataset import Batch, Dataset
+from lrnet_jax.data.mixing import Mixed, mix
+from lrnet_jax.functional import Functional, Tree
+from lrnet_jax.training.attack import attack_network
+
+
+def open_data(config: Config) -> Dataset:
+    """Opens the configured data set.
+
+    Raises:
+      ConfigError: no such data set, or it cannot be had as asked for.
+      MissingDatasetError: it is not on this machine; says how to get it.
+      DamagedDatasetError: its files are not what they should be.
+    """
+    try:
+        return open_dataset(
+            config.data.name,
+            data_dir=config.data.data_dir,
+            image_size=config.data.image_size,
+            num_workers=config.data.workers,
+            tolerate_bad_images=config.data.tolerate_bad_images,
+        )
+    except ValueError as error:
+        raise ConfigError(f"config.data: {error}") from error
+
+
+def make_normalize(config: Config, dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
+    """Images uint8 -> normalised, in the dtype of the network's activations."""
+    return functools.partial(
+        normalize, mean=dataset.mean, std=dataset.std, dtype=config.model.dtype
+    )
+
+
+def make_augment(
+    config: Config, dataset: Dataset
+) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
+    """Images uint8, positions in the global batch, key -> augmented and normalised images.
+
+    Those to be attacked stay uint8: `make_attack` normalises.
+    """
+    finish = (lambda images: images) if config.attack.steps else make_normalize(config, dataset)
+
+    def prepare(images: jax.Array, index: jax.Array, key: jax.Array) -> jax.Array:
+        return finish(augment(images, index, key, flip=config.data.flip, shift=config.data.shift))
+
+    return prepare
+
+
+def make_mix(
+    config: Config,
+) -> Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None:
+    """Normalised images, positions in the global batch, key -> mixed images; None for no mixing."""
+    if not config.data.mixes:
+        return None
+    return functools.partial(
+        mix, mixup_alpha=config.data.mixup_alpha, cutmix_alpha=config.data.cutmix_alpha
+    )
+
+
+def make_attack(
+    config: Config, dataset: Dataset, functional: Functional
+) -> Callable[..., jax.Array] | None:
+    """Params, batch_stats, images uint8, labels, positions, key -> attacked, normalised images.
+
+    None for regular training.
+    """
+    settings = config.attack
+    if not settings.steps:
+        return None
+    finish = make_normalize(config, dataset)
+    attack = attack_network(
+        functional, finish, targeted=settings.targeted, random_start=settings.random_start
+    )
+
+    def craft(
+        params: Tree,
+        batch_stats: Tree,
+        images: jax.Array,
+        labels: jax.Array,
+        index: jax.Array,
+        key: jax.Array,
+    ) -> jax.Array:
+        numbers = (settings.epsilon, settings.step_size, settings.steps)
+        attacked = attack(params, batch_stats, images, labels, index, key, *numbers)
+        if settings.mixed:
+            attacked = jnp.where((index % 2 == 0)[:, None, None, None], attacked, images)
+        return finish(attacked)
+
+    return craft
+
+
+def eval_batches(dataset: Dataset, batch_size: int, *, with_index: bool = False) -> Iterator[Batch]:
+    """The evaluation split, the share of this process, as the evaluation step takes it.
+
+    An attacked one also takes each image's place in the split.
+    """
+    names = ("image", "label", "mask", *(("index",) if with_index else ()))
+    for batch in dataset.eval_batches(
+        batch_size, process_index=jax.process_index(), process_count=jax.process_count()
+    ):
+        yield {name: batch[name] for name in names}

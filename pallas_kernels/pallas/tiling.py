@@ -1,0 +1,180 @@
+"""How the GPU kernels cut a problem: pixels per lane, warps per block, strips per lane.
+
+`tiles.json` holds what was measured (`save`), per device and problem. Where it has nothing, a
+model of the instructions decides. It was fitted to disassembled kernels
+(`python -m pallas_kernels.tools.instruction_counts`), not to a clock:
+
+* By the bounds that `inspect` prints, kernels of stride 1 fill the schedulers before DRAM or
+  caches, so the tile with the fewest instructions per useful tap wins. (At stride 2 there are four
+  times as many keys and values for the same taps: DRAM is the tighter bound, whatever the tile.)
+* A longer strip R loads each key and value for more pixels, R * Kw taps for about R * stride + Kw
+  columns, but its accumulators cost registers: about `REGISTERS` are free for them until the
+  assembler spills. Beyond 8 pixels nothing is left to win but code size.
+* A strip that does not divide the width computes pixels that nobody wants.
+* 4 warps: few enough that a block's window rows outside the image can be skipped, enough that its
+  rows share what they load through the L1 cache.
+* The query kernel adds up d_prior over `turns` strips per lane. 65,536 lanes fill an H100 once;
+  more lanes only make more columns of partial sums.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+from pallas_kernels.pallas.problem import Problem
+
+TABLE = pathlib.Path(__file__).with_name("tiles.json")
+LONGEST_STRIP = 8
+REGISTERS = {"forward": 90, "query": 110, "key": 150}
+LANES = 65_536
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile:
+    """How one kernel is cut.
+
+    Attributes:
+      strip: R, horizontally adjacent pixels per lane.
+      warps: of 32 lanes per block.
+      turns: at most so many strips per lane, one after the other, of other images or, if there are
+        not as many, of other rows; only the query kernel has more than one.
+    """
+
+    strip: int
+    warps: int = 4
+    turns: int = 1
+
+    @property
+    def lanes(self) -> int:
+        """Lanes per block."""
+        return 32 * self.warps
+
+
+def forward_tile(problem: Problem) -> Tile:
+    """The tile of the forward kernel."""
+    return measured(problem, "forward") or heuristic(problem, "forward")
+
+
+def query_tile(problem: Problem) -> Tile:
+    """The tile of the kernel for d_query and d_prior."""
+    return measured(problem, "query") or heuristic(problem, "query")
+
+
+def key_tile(problem: Problem) -> Tile:
+    """The tile of the kernel for d_key and d_value; its strip is a multiple of the stride."""
+    return measured(problem, "key") or heuristic(problem, "key")
+
+
+def heuristic(problem: Problem, kernel: str) -> Tile:
+    """The strip with the fewest modelled instructions per useful tap."""
+    strips = list(candidates(problem, kernel))
+    strip = min(strips, key=lambda strip: (modelled_slots(problem, kernel, strip), strip))
+    turns = 1
+    if kernel == "query" and problem.has_prior:
+        height, width = problem.out_size
+        lanes = problem.batch * height * -(-width // strip) * problem.groups
+        turns = max(1, min(16, lanes // LANES))
+    return Tile(strip, turns=turns)
+
+
+def candidates(problem: Problem, kernel: str) -> Iterable[int]:
+    """Strips that fit the registers, shortest first; always at least one."""
+    step = problem.spec.stride if kernel == "key" else 1
+    pixel = {
+        "forward": problem.chunk + problem.depth + 1,
+        "query": problem.chunk + 2 * problem.depth + 3,
+        "key": 2 * problem.chunk + 2 * problem.depth,
+    }[kernel]
+    yield step
+    for strip in range(2 * step, max(LONGEST_STRIP, step) + 1, step):
+        if strip * pixel <= REGISTERS[kernel]:
+            yield strip
+
+
+def modelled_slots(problem: Problem, kernel: str, strip: int) -> float:
+    """Instructions that a warp issues per (pixel, tap, group) of real work; a model."""
+    spec, m, depth = problem.spec, problem.chunk, problem.depth
+    (kh, kw), s = spec.kernel_size, spec.stride
+    widen = m if problem.dtypes[2].itemsize == 2 else 0
+    column = 2 * depth + m // problem.vector + widen + 2
+    arithmetic = 2 * depth + 1 + (problem.dtypes[0].itemsize > 2)
+    arithmetic += {"forward": m + 1, "query": m + 2 + depth, "key": 2 * m + 2 + depth}[kernel]
+    pixel = {"forward": 4 * m + 20, "query": 7 * m + 30, "key": 6 * m + 10}[kernel]
+    width = problem.out_size[1]
+    if kernel == "key":
+        width, taps = problem.width, strip * kw / s
+        columns = ((strip - 1) + (kw - 1) * spec.dilation) // s + 1
+        rows = kh / s
+        column += 3
+    else:
+        taps, rows = strip * kw, kh
+        columns = len({i * s + x * spec.dilation for i in range(strip) for x in range(kw)})
+    useful = width / (-(-width // strip) * strip)
+    total = rows * (taps * arithmetic + columns * column + 35) + strip * pixel + 60
+    return total / (rows * taps * useful)
+
+
+def measured(problem: Problem, kernel: str, device: str | None = None) -> Tile | None:
+    """The tile that was fastest on this device, if anyone measured it.
+
+    Args:
+      problem: whose batch size does not matter.
+      kernel: "forward", "query" or "key".
+      device: its name; None asks JAX which GPU is here.
+    """
+    device = device or gpu_name()
+    found = _table().get((device, kernel, describe(problem))) if device else None
+    return Tile(**found) if found else None
+
+
+def describe(problem: Problem) -> str:
+    """What a tile depends on, as the table writes it."""
+    spec = problem.spec
+    kh, kw = spec.kernel_size
+    dtypes = "/".join(str(np.dtype(dtype)) for dtype in problem.dtypes)
+    return (
+        f"{dtypes} {problem.height}x{problem.width}x{problem.channels} depth {problem.depth} "
+        f"kernel {kh}x{kw} group {spec.channels_per_group} stride {spec.stride} dilation "
+        f"{spec.dilation} {spec.similarity} {spec.normalization} "
+        f"{'prior' if problem.has_prior else 'no prior'}"
+    )
+
+
+def gpu_name() -> str | None:
+    """The kind of GPU that JAX computes on, None without one."""
+    if jax.default_backend() not in ("gpu", "cuda"):
+        return None
+    return str(jax.devices()[0].device_kind)
+
+
+def save(device: str, kernel: str, problem: Problem, tile: Tile, microseconds: float) -> None:
+    """Puts a measured tile into the table, in place of an older one."""
+    place = (device, kernel, describe(problem))
+    rows = [row for row in _rows() if (row["device"], row["kernel"], row["problem"]) != place]
+    rows.append(
+        {
+            "device": device,
+            "kernel": kernel,
+            "problem": describe(problem),
+            "microseconds": microseconds,
+            "tile": dataclasses.asdict(tile),
+        }
+    )
+    rows.sort(key=lambda row: (row["device"], row["problem"], row["kernel"]))
+    TABLE.write_text(json.dumps(rows, indent=1) + "\n")
+    _table.cache_clear()
+
+
+def _rows() -> list[dict[str, Any]]:
+    return json.loads(TABLE.read_text()) if TABLE.exists() else []
+
+
+@functools.cache
+def _table() -> dict[tuple[str, str, str], dict[str, int]]:
+    return {(row["device"], row["kernel"], row["problem"]): row["tile"] for row in _rows()}

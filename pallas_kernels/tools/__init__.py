@@ -1,0 +1,1 @@
+"""Tools around the operator: shapes, comparison, benchmark, tuning, inspection of kernels."""

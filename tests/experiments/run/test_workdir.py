@@ -1,0 +1,63 @@
+"""Whose run a workdir holds."""
+
+import errno
+import os
+import subprocess
+
+import pytest
+
+from experiments import config as configs
+from experiments.config import ConfigError, override
+from experiments.recipes import RECIPES
+from experiments.run.workdir import check_workdir, claim_workdir, same_run
+from lrnet_jax.training.checkpoints import DamagedCheckpointError
+
+QUICK = RECIPES["quickstart"]
+
+
+def test_new_then_ours_then_still_ours(tmp_path):
+    workdir = tmp_path / "runs" / "a"
+    assert check_workdir(QUICK, workdir)
+    with claim_workdir(QUICK, workdir) as new:
+        assert new
+    with claim_workdir(QUICK, workdir) as new:
+        assert not new
+    assert configs.load(workdir / configs.FILE) == QUICK
+
+
+def test_a_run_killed_in_its_first_moments_is_new(tmp_path):
+    (tmp_path / "lock").touch()
+    (tmp_path / "config.json.tmp").touch()
+    assert check_workdir(QUICK, tmp_path)
+
+
+def test_a_disk_that_fills_up_later_ends_in_one_line(tmp_path):
+    with pytest.raises(ConfigError, match="No space left on device; checkpoints before this are"):  # noqa: SIM117
+        with claim_workdir(QUICK, tmp_path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ConnectionError):  # noqa: SIM117
+        with claim_workdir(QUICK, tmp_path):
+            raise ConnectionError("not a matter of the disk")
+
+
+def test_a_read_only_place(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting needs root")
+    try:
+        with pytest.raises(ConfigError, match="Read-only file system"):  # noqa: SIM117
+            with claim_workdir(QUICK, tmp_path / "run"):
+                pass
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_checkpoints_of_other_runs_are_foreign():
+    check = same_run({"config": configs.to_dict(QUICK)})
+    more_logs = override(QUICK, "train.log_every", "7")
+    check({"step": 3, "config": configs.to_dict(more_logs)})
+    other = override(QUICK, "seed", "5")
+    with pytest.raises(DamagedCheckpointError, match=r"step 3 is of another run \(seed: 5 -> 0\)"):
+        check({"step": 3, "config": configs.to_dict(other)})
+    with pytest.raises(DamagedCheckpointError, match="no configuration of ours"):
+        check({"step": 3})

@@ -1,0 +1,196 @@
+"""The kernels compiled for GPUs that are not here, and the tools that read the machine code."""
+
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+from pallas_kernels import local_relation
+from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, unsupported
+from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, measured, save
+from pallas_kernels.spec import Spec
+from pallas_kernels.tools.cross_compilation import GPUS, missing
+from pallas_kernels.tools.sass import Code
+from pallas_kernels.tools.shapes import NETWORKS, SHAPES, Shape, make_inputs
+
+needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+        /*0010*/                   ISETP.GE.AND P0, PT, R2, R3, PT ;
+        /*0020*/               @P0 BRA `(.L_x_2) ;
+.L_x_1:
+        /*0030*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0040*/                   FFMA R8, R4, R5, R8 ;
+        /*0050*/              @!P1 BRA `(.L_x_1) ;
+        /*0060*/                   BRA `(.L_x_3) ;
+.L_x_2:
+        /*0070*/                   BAR.SYNC 0x0 ;
+.L_x_3:
+        /*0080*/                   EXIT ;
+.L_x_4:
+        /*0090*/                   BRA `(.L_x_4);
+        /*00a0*/                   NOP;
+"""
+
+
+def problem(shape, dtype=jnp.bfloat16, batch=128):
+    arrays = (
+        None if x is None else jax.ShapeDtypeStruct(x, dtype) for x in shape_sizes(shape, batch)
+    )
+    return Problem.of(shape.spec, *arrays)
+
+
+def shape_sizes(shape, batch):
+    shape = shape.with_batch(batch)
+    return shape.query, shape.key, shape.value, shape.prior
+
+
+class TestCode:
+    code = Code(LISTING)
+
+    def test_loops(self):
+        [loop] = self.code.loops
+        assert self.code.classes(loop) == {"global": 1, "fma": 1, "branch": 1}
+        assert loop.innermost
+
+    def test_paths_count_loops_with_their_trips(self):
+        [loop] = self.code.loops
+        paths = self.code.paths(trips=7)
+        assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
+
+    def test_a_uniform_predicate_is_a_condition_too(self):
+        uniform = LISTING.replace("@!P1 BRA `(.L_x_1)", "BRA.U UP1, `(.L_x_1)").replace(
+            "@P0 BRA `(.L_x_2)", "BRA.U !UP0, `(.L_x_2)"
+        )
+        [loop] = Code(uniform).loops
+        paths = Code(uniform).paths(trips=7)
+        assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
+
+    def test_turns_divide_what_lies_around_the_longest_loop(self):
+        [loop] = self.code.loops
+        assert self.code.paths(trips=7, turns=2)[frozenset([loop])] == (3 + 1 + 1) / 2 + 3 * 7
+
+
+class TestTiles:
+    @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+    @pytest.mark.parametrize("kernel", ["forward", "query", "key"])
+    def test_heuristic_always_finds_a_tile(self, shape, kernel):
+        tile = heuristic(problem(shape), kernel)
+        assert tile.strip in candidates(problem(shape), kernel)
+        assert kernel != "key" or tile.strip % shape.spec.stride == 0
+
+    def test_strips_divide_the_widths_of_the_networks(self):
+        for shape in NETWORKS:
+            strip = heuristic(problem(shape), "forward").strip
+            assert (shape.spec.output_size(shape.height, shape.width)[1]) % strip == 0, shape.name
+
+    def test_measured_tiles_win(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("pallas_kernels.pallas.tiling.TABLE", tmp_path / "tiles.json")
+        this, other = (problem(SHAPES[f"lrnet50/{stage}"]) for stage in ("res2", "res3"))
+        save("some GPU", "key", this, Tile(4, 8), microseconds=2.0)
+        save("some GPU", "key", this, Tile(2, 8), microseconds=1.0)
+        assert measured(this, "key", "some GPU") == Tile(2, 8)
+        assert measured(other, "key", "some GPU") is None
+        assert measured(this, "key", "another GPU") is None
+        assert describe(this) != describe(other)
+
+
+SMALL = Shape("small", 5, 7, 12, Spec((3, 3), 8))
+
+
+def test_jax_still_has_the_backend():
+    """The canary: with the next JAX this may be what fails; pallas/__init__.py says where to go."""
+    assert unsupported(SMALL.spec, *make_inputs(SMALL)) is None
+
+
+# JAX 0.11 and later say so at each lowering.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_one_artifact_for_cpu_and_cuda():
+    """Exported without a GPU; the CPU half runs, the CUDA half holds the kernel."""
+    inputs = make_inputs(SMALL)
+
+    def run(*inputs):
+        return local_relation(*inputs, **SMALL.options)
+
+    exporter = export.export(jax.jit(run), platforms=("cpu", "cuda"), disabled_checks=EXPORT_CHECKS)
+    with absent_gpu():
+        artifact = exporter(*inputs)
+    assert "local_relation_forward" in artifact.mlir_module()
+    loaded = export.deserialize(artifact.serialize())
+    np.testing.assert_allclose(loaded.call(*inputs), run(*inputs), atol=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("gpu", "name", "kernel"),
+    [
+        ("h100", "odd/partial_group", "forward"),
+        ("a100", "lrnet50/res5", "query"),
+        ("b200", "lrnet50/res5", "key"),
+    ],
+)
+def test_no_spills_and_no_shared_memory_between_taps(gpu, name, kernel):
+    check_compiled(gpu, name, kernel, "bfloat16")
+
+
+# What the kernels are designed to. A key of a strided layer has a quarter of the taps for the same
+# loads and stores, so its kernel stays above the 26 of the others.
+MOST_SLOTS = {
+    "lrnet50/res2": {"forward": 18, "query": 20, "key": 26},
+    "stem": {"forward": 18, "query": 20, "key": 30},
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MOST_SLOTS)
+def test_issue_slots_per_tap(name):
+    text = check_compiled("h100", name, ",".join(MOST_SLOTS[name]), "bfloat16")
+    averages = [float(x) for x in re.findall(r"average ([\d.]+) issue slots", text)]
+    for found, (kernel, most) in zip(averages, MOST_SLOTS[name].items(), strict=True):
+        assert most / 2 < found <= most, kernel
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", [shape.name for shape in NETWORKS])
+@pytest.mark.parametrize("gpu", list(GPUS))
+def test_all_network_shapes(gpu, name, dtype):
+    check_compiled(gpu, name, "forward,query,key", dtype)
+
+
+def check_compiled(gpu, name, kernels, dtype):
+    """In a process of its own, where the CUDA plugin loads without a GPU."""
+    command = [
+        sys.executable, "-m", "pallas_kernels.tools.instruction_counts",
+        f"--gpu={gpu}", f"--shape={name}", f"--kernels={kernels}", f"--dtype={dtype}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+    assert done.stdout.count(" 0 bytes spilled") == 1 + kernels.count(",")
+    return done.stdout
+
+
+@pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
+def test_compiled_kernels_executed(bug, code):
+    command = [
+        sys.executable, "-m", "tests.gpu.emulate", "--shapes=odd/fewer_channels_than_group",
+        "--arch=9.0", "--dtypes=bfloat16", "--strip=2", "--warps=1", "--route=plugin",
+    ]  # fmt: skip
+    if bug:
+        command.append("--plant-bug")
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=dict(os.environ)
+    )
+    if done.stdout.startswith("SKIPPED"):
+        pytest.skip(done.stdout)
+    assert done.returncode == code, done.stdout + done.stderr[-2000:]
+    assert ("WRONG: out" in done.stdout) == bug
