@@ -10,6 +10,7 @@ the compiler reports, without parameters and images. Times are of the whole step
 import argparse
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +106,7 @@ def main() -> None:
         timings = interleave({n: p.run for n, p in of_kind.items()}, args.rounds)
         figures["results"][kind] = _report(kind, of_kind, timings)
     if args.json:
-        with open(args.json, "w") as file:
+        with pathlib.Path(args.json).open("w") as file:
             json.dump(figures, file, indent=2)
 
 

@@ -39,7 +39,7 @@ def grain_pillow(split: Split, batch_size: int, workers: int) -> Generator[Any, 
     images = grain.MapDataset.range(len(split.records)).shuffle(seed=0).repeat()
     # By default each worker would read 500 batches ahead: it would never come to rest.
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
-    batches = images.map(_Crop(split)).batch(batch_size).to_iter_dataset(ahead)
+    batches: grain.IterDataset = images.map(_Crop(split)).batch(batch_size).to_iter_dataset(ahead)
     iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
     try:
         yield from iterator

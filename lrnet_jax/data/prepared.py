@@ -103,7 +103,7 @@ class Prepared(NamedTuple):
 
 def default_data_dir() -> str:
     """Where TFDS looks: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    return os.environ.get("TFDS_DATA_DIR") or str(pathlib.Path.home() / "tensorflow_datasets")
 
 
 def find(name: str, data_dir: str | None, how_to_prepare: str) -> pathlib.Path:

@@ -85,7 +85,7 @@ def open_records(paths: Sequence[str], lengths: Sequence[int], file_format: File
     Raises:
       DamagedDatasetError: naming the shards at fault.
     """
-    missing = [path for path in paths if not os.path.isfile(path)]
+    missing = [path for path in paths if not pathlib.Path(path).is_file()]
     if missing:
         raise DamagedDatasetError(
             f"{len(missing)} of {len(paths)} shards are missing, the first {missing[0]}; "
@@ -154,7 +154,7 @@ class _TFRecordReader:
         offset = int(self._offsets[place.shard][place.position])
         # Opened each time: a thousand shards in each of many workers would exhaust the
         # descriptors, and opening costs little beside decoding.
-        with open(self._paths[place.shard], "rb", buffering=0) as file:
+        with pathlib.Path(self._paths[place.shard]).open("rb", buffering=0) as file:
             length = _record_length(os.pread(file.fileno(), HEADER.size, offset))
             data = os.pread(file.fileno(), length + FOOTER.size, offset + HEADER.size)
         if len(data) != length + FOOTER.size:
@@ -177,7 +177,7 @@ def _tfrecord_index(paths: Sequence[str], lengths: Sequence[int]) -> tuple[np.nd
     cache.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".npy", delete=False) as file:
         np.save(file, np.concatenate(offsets))
-    os.replace(file.name, cache)  # at once, so that no process sees half a file
+    pathlib.Path(file.name).replace(cache)  # at once, so that no process sees half a file
     return tuple(offsets)
 
 
@@ -185,7 +185,7 @@ def _cache_file(paths: Sequence[str]) -> pathlib.Path:
     """A name that changes when any shard does."""
     digest = hashlib.sha256()
     for path in paths:
-        status = os.stat(path)
+        status = pathlib.Path(path).stat()
         place = os.path.realpath(path)
         digest.update(f"{place}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -194,7 +194,7 @@ def _cache_file(paths: Sequence[str]) -> pathlib.Path:
 
 def _walk_tfrecords(path: str) -> np.ndarray:
     offsets: list[int] = []
-    with open(path, "rb", buffering=0) as file:
+    with pathlib.Path(path).open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         offset = 0
         while offset < size:

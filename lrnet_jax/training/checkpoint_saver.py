@@ -189,5 +189,6 @@ def _handler(*arrays: str) -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
         metadata=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
-        **{item: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for item in arrays},
+        # mypy cannot know that no item has the name of another parameter.
+        **{item: ocp.StandardCheckpointHandler(multiprocessing_options=alone) for item in arrays},  # type: ignore[arg-type]
     )

@@ -22,6 +22,7 @@ import fnmatch
 import functools
 import json
 import os
+import pathlib
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -324,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(table(networks))
     if options.json:
         result = {"machine": machine(), **vars(options), "records": records, "networks": networks}
-        with open(options.json, "w") as file:
+        with pathlib.Path(options.json).open("w") as file:
             json.dump(result, file, indent=1)
 
 

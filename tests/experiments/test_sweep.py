@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -139,7 +138,7 @@ def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
         f"sweep.sweep(['quickstart', 'quickstart_conv'], pathlib.Path({str(tmp_path)!r}))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=os.getcwd()
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=pathlib.Path.cwd()
     )
     began = time.monotonic()
     while process.stdout.readline() != "up\n":

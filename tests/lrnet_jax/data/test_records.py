@@ -1,6 +1,7 @@
 """Random access to record files, and what is said of damaged ones."""
 
 import os
+import pathlib
 import pickle
 import struct
 
@@ -40,8 +41,7 @@ def shards(tmp_path, monkeypatch):
         paths = [str(tmp_path / f"{i}.{file_format}") for i in range(len(CONTENTS))]
         for path, contents in zip(paths, CONTENTS, strict=True):
             if file_format == "tfrecord":
-                with open(path, "wb") as file:
-                    file.write(tfrecords(contents))
+                pathlib.Path(path).write_bytes(tfrecords(contents))
             else:
                 writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
                 for data in contents:
@@ -75,8 +75,7 @@ def test_the_index_is_kept_until_a_shard_changes(shards, monkeypatch):
     assert len(walked) == 4
     assert open_records(paths, LENGTHS, "tfrecord")[5] == b"delta"
     assert len(walked) == 4
-    with open(paths[3], "wb") as file:
-        file.write(tfrecords((b"new", b"records")))
+    pathlib.Path(paths[3]).write_bytes(tfrecords((b"new", b"records")))
     assert open_records(paths, LENGTHS, "tfrecord")[5] == b"records"
     assert len(walked) == 8
 
@@ -84,8 +83,8 @@ def test_the_index_is_kept_until_a_shard_changes(shards, monkeypatch):
 @pytest.mark.parametrize("file_format", ["tfrecord", "array_record"])
 def test_missing_shards(shards, file_format):
     paths = shards(file_format)
-    os.remove(paths[1])
-    os.remove(paths[3])
+    pathlib.Path(paths[1]).unlink()
+    pathlib.Path(paths[3]).unlink()
     with pytest.raises(
         DamagedDatasetError, match=f"2 of 4 shards are missing, the first {paths[1]}"
     ):
@@ -102,27 +101,23 @@ def test_a_wrong_number_of_records(shards, file_format):
 @pytest.mark.parametrize("keep", [1, 10, 14, 40, -1])
 def test_a_cut_tfrecord_shard(shards, keep):
     paths = shards("tfrecord")
-    with open(paths[0], "rb") as file:
-        data = file.read()
-    with open(paths[0], "wb") as file:
-        file.write(data[:keep])
+    data = pathlib.Path(paths[0]).read_bytes()
+    pathlib.Path(paths[0]).write_bytes(data[:keep])
     with pytest.raises(DamagedDatasetError, match=paths[0]):
         open_records(paths, LENGTHS, "tfrecord")
 
 
 def test_a_cut_array_record_shard(shards):
     paths = shards("array_record")
-    with open(paths[0], "rb") as file:
-        data = file.read()
+    data = pathlib.Path(paths[0]).read_bytes()
     for keep in (0, 100, len(data) // 2, len(data) - 1):
-        with open(paths[0], "wb") as file:
-            file.write(data[:keep])
+        pathlib.Path(paths[0]).write_bytes(data[:keep])
         with pytest.raises(DamagedDatasetError, match=f"{paths[0]} is not a whole ArrayRecord"):
             open_records(paths, LENGTHS, "array_record")
 
 
 def flip_byte(path, at):
-    with open(path, "r+b") as file:
+    with pathlib.Path(path).open("r+b") as file:
         file.seek(at)
         (byte,) = file.read(1)
         file.seek(at)
