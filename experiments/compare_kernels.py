@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.pallas import backward_pass, forward_kernel, unavailable, unsupported
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.spec import Inputs, Residuals
 from pallas_kernels.tools.benchmark import measure, table
 from pallas_kernels.tools.comparison import REASON, cut, errors
 from pallas_kernels.tools.shapes import SHAPES, Shape, make_inputs
@@ -31,16 +32,19 @@ DEFAULT_INTERPRETED = "odd/partial_group,odd/rectangular,odd/stride3,odd/no_soft
 
 def kernels(shape: Shape, interpret: bool, *arrays: Any) -> tuple[jax.Array | None, ...]:
     """All five results of the kernels."""
-    query, key, value, prior, d_out = arrays
-    inputs = (query, key, value, prior)
+    inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
     tile: Tile | None = None
     tiles: tuple[Tile, Tile] | None = None
     if interpret:  # long strips only make interpret mode slow to compile
         key_strip = -(-2 // shape.spec.stride) * shape.spec.stride
         tile, tiles = Tile(2, 1), (Tile(2, 1, turns=2), Tile(key_strip, 1))
-    out, normalizer = forward_kernel.forward(shape.spec, *inputs, interpret=interpret, tile=tile)
+    out, normalizer = forward_kernel.forward(shape.spec, inputs, interpret=interpret, tile=tile)
     gradients = backward_pass.backward(
-        shape.spec, *inputs, out, normalizer, d_out, interpret=interpret, tiles=tiles
+        shape.spec,
+        Residuals(inputs, out, normalizer),
+        d_out,
+        interpret=interpret,
+        tiles=tiles,
     )
     return out, *gradients
 

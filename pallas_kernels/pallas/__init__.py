@@ -15,7 +15,7 @@ from jax import export
 
 from pallas_kernels import xla
 from pallas_kernels.platform_switch import by_platform
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Residuals, Spec
 
 # JAX 0.11 and later warn that Pallas-Triton will leave; a JAX without it can still use xla.
 _backend_gone: str | None = None
@@ -156,9 +156,12 @@ def _forward(spec: Spec, mode: Mode) -> Any:
 
         return jax.jit(run)
 
+    def kernels(spec: Spec, *arrays: Any, **options: Any) -> Any:
+        return forward_kernel.forward(spec, Inputs(*arrays), **options)
+
     if mode == "automatic":
-        return by_platform(default=flat(xla.forward), cuda=flat(forward_kernel.forward))
-    return by_platform(default=flat(forward_kernel.forward, interpret=mode == "interpreted"))
+        return by_platform(default=flat(xla.forward), cuda=flat(kernels))
+    return by_platform(default=flat(kernels, interpret=mode == "interpreted"))
 
 
 @functools.cache
@@ -181,6 +184,11 @@ def _backward(spec: Spec, mode: Mode, has_prior: bool) -> Any:
 
         return jax.jit(run)
 
+    def kernels(spec: Spec, *arrays: Any, **options: Any) -> Any:
+        *inputs, out, normalizer, d_out = arrays
+        residuals = Residuals(Inputs(*inputs), out, normalizer)
+        return backward_pass.backward(spec, residuals, d_out, **options)
+
     if mode == "automatic":
-        return by_platform(default=flat(xla.backward), cuda=flat(backward_pass.backward))
-    return by_platform(default=flat(backward_pass.backward, interpret=mode == "interpreted"))
+        return by_platform(default=flat(xla.backward), cuda=flat(kernels))
+    return by_platform(default=flat(kernels, interpret=mode == "interpreted"))

@@ -17,74 +17,58 @@ tells for each row of keys whether it holds for the output rows that look at it.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.forward_kernel import Normalizer
 from pallas_kernels.pallas.key_kernel import key_side
 from pallas_kernels.pallas.lanes import Layout, scaled_prior
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_kernel import query_side
 from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Residuals, Spec
 
 
 def backward(
     spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-    out: jax.Array,
-    normalizer: Normalizer | None,
+    residuals: Residuals,
     d_out: jax.Array,
     *,
     interpret: bool = False,
     tiles: tuple[Tile, Tile] | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+) -> Inputs:
     """Gradients of query, key, value and prior, each in the dtype of its array.
 
     Args:
       spec: the static options.
-      query: (B, Ho, Wo, G, D).
-      key: (B, H, W, G, D).
-      value: (B, H, W, C).
-      prior: (G, Kh, Kw) or None.
-      out: (B, Ho, Wo, C), of the forward pass.
-      normalizer: of the forward pass.
-      d_out: (B, Ho, Wo, C).
+      residuals: what the forward pass saved.
+      d_out: (B, Ho, Wo, C), the gradient of the output.
       interpret: run the kernels in JAX's interpreter, on any platform, slowly.
       tiles: of the query and the key kernel; None picks them, see tiling.py.
     """
-    problem = Problem.of(spec, query, key, value, prior)
+    inputs, out, normalizer = residuals
+    problem = Problem.of(spec, inputs)
     for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
     values = Layout.channels(problem)
-    arrays = in_memory(problem, query, key, value, prior)
+    arrays = in_memory(problem, inputs)
     d_out = values.to_memory(d_out)
     d_query, d_prior, sums = query_side(
         problem, for_query, interpret, arrays, values.to_memory(out), d_out, normalizer
     )
     shift = normalizer[0] if normalizer else None
     d_key, d_value = key_side(problem, for_key, interpret, arrays, d_out, shift, sums)
-    if prior is not None:
+    if inputs.prior is not None:
         assert d_prior is not None
-        d_prior = jnp.swapaxes(d_prior, 0, 1).astype(prior.dtype)
-    return (
-        Layout.depth(problem, 0).from_memory(d_query, query.shape),
-        Layout.depth(problem, 1).from_memory(d_key, key.shape),
-        values.from_memory(d_value, value.shape),
+        d_prior = jnp.swapaxes(d_prior, 0, 1).astype(inputs.prior.dtype)
+    return Inputs(
+        Layout.depth(problem, 0).from_memory(d_query, inputs.query.shape),
+        Layout.depth(problem, 1).from_memory(d_key, inputs.key.shape),
+        values.from_memory(d_value, inputs.value.shape),
         d_prior,
     )
 
 
-def in_memory(
-    problem: Problem,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> list[jax.Array]:
+def in_memory(problem: Problem, inputs: Inputs) -> list[jax.Array]:
     """The arrays as the kernels read them."""
     return [
-        Layout.depth(problem, 0).to_memory(query),
-        Layout.depth(problem, 1).to_memory(key),
-        Layout.channels(problem).to_memory(value),
-        *scaled_prior(problem, prior),
+        Layout.depth(problem, 0).to_memory(inputs.query),
+        Layout.depth(problem, 1).to_memory(inputs.key),
+        Layout.channels(problem).to_memory(inputs.value),
+        *scaled_prior(problem, inputs.prior),
     ]

@@ -42,9 +42,7 @@ from pallas_kernels.pallas.output_strip import (
 from pallas_kernels.pallas.problem import LOG2E, Problem, Similarity, Vector
 from pallas_kernels.pallas.strips import Form, Strips, by_form
 from pallas_kernels.pallas.tiling import Tile, forward_tile
-from pallas_kernels.spec import Spec
-
-Normalizer = tuple[jax.Array, jax.Array]
+from pallas_kernels.spec import Inputs, Normalizer, Spec
 
 SMALLEST_SUM = 2.0**-40
 LARGEST_SUM = 2.0**60
@@ -52,10 +50,7 @@ LARGEST_SUM = 2.0**60
 
 def forward(
     spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
+    inputs: Inputs,
     *,
     interpret: bool = False,
     tile: Tile | None = None,
@@ -64,19 +59,16 @@ def forward(
 
     Args:
       spec: the static options.
-      query: (B, Ho, Wo, G, D).
-      key: (B, H, W, G, D).
-      value: (B, H, W, C).
-      prior: (G, Kh, Kw) or None.
+      inputs: the arrays.
       interpret: run the kernel in JAX's interpreter, on any platform, slowly.
       tile: None picks one, see tiling.py.
 
     Returns:
       out: (B, Ho, Wo, C) in value.dtype.
-      normalizer: None without softmax, else two float32 (B, Ho, Wo, G) arrays (shift, factor) with
-        weight = exp(logit - shift) * factor.
+      normalizer: None without softmax, else float32.
     """
-    problem = Problem.of(spec, query, key, value, prior)
+    query, key, value, prior = inputs
+    problem = Problem.of(spec, inputs)
     tile = tile or forward_tile(problem)
     strips, forms = output_strips(problem, tile, problem.groups * problem.chunks)
     layout = Layout.channels(problem)
@@ -101,7 +93,7 @@ def forward(
     if not normalizer:
         return out, None
     shift, factor = (x.reshape(query.shape[:4]) for x in normalizer)
-    return out, (shift, factor)
+    return out, Normalizer(shift, factor)
 
 
 def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.pallas.arithmetic import dot
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Spec
 
 LOG2E = 1.0 / math.log(2.0)
 
@@ -43,8 +43,9 @@ class Problem:
     dtypes: tuple[np.dtype, np.dtype, np.dtype]
 
     @classmethod
-    def of(cls, spec: Spec, query: Any, key: Any, value: Any, prior: Any) -> "Problem":
+    def of(cls, spec: Spec, inputs: Inputs) -> "Problem":
         """Reads shapes and dtypes from arrays or `jax.ShapeDtypeStruct`s."""
+        query, key, value, prior = inputs
         batch, height, width, channels = value.shape
         dtypes = (np.dtype(query.dtype), np.dtype(key.dtype), np.dtype(value.dtype))
         depth = query.shape[-1]

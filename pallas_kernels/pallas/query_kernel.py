@@ -17,7 +17,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.pallas.arithmetic import Alu, dot, opaque
-from pallas_kernels.pallas.forward_kernel import Normalizer
 from pallas_kernels.pallas.lanes import (
     PRIORS,
     Channels,
@@ -38,6 +37,7 @@ from pallas_kernels.pallas.output_strip import OutputStrip, output_strips, windo
 from pallas_kernels.pallas.problem import LOG2E, Problem, Similarity, Vector
 from pallas_kernels.pallas.strips import Form, Strips, by_form
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.spec import Normalizer
 
 # A factor in this range may be multiplied into g: products g * value up to 3e32 do not overflow.
 SMALLEST_FACTOR = 2.0**-20

@@ -10,6 +10,7 @@ from pallas_kernels.pallas import backward_pass, forward_kernel, key_kernel, que
 from pallas_kernels.pallas.lanes import Layout
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.spec import Inputs, Normalizer
 from pallas_kernels.tools.shapes import Shape
 
 KERNELS = ("forward", "query", "key")
@@ -30,13 +31,17 @@ def program(
       The problem, the tile, a function, and `jax.ShapeDtypeStruct` trees of its arguments.
     """
 
-    def array(size: tuple[int, ...], dtype: Any = dtype) -> jax.ShapeDtypeStruct:
+    def array(size: tuple[int, ...], dtype: Any = dtype) -> Any:
         return jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
 
-    query, key, value = array(shape.query), array(shape.key), array(shape.value)
-    prior = None if shape.prior is None else array(shape.prior)
+    inputs = Inputs(
+        array(shape.query),
+        array(shape.key),
+        array(shape.value),
+        None if shape.prior is None else array(shape.prior),
+    )
     out, number = array(shape.out), array(shape.query[:4], jnp.float32)
-    problem = Problem.of(shape.spec, query, key, value, prior)
+    problem = Problem.of(shape.spec, inputs)
     choose = {
         "forward": tiling.forward_tile,
         "query": tiling.query_tile,
@@ -44,11 +49,11 @@ def program(
     }[name]
     chosen = tile or choose(problem)
 
-    def forward(q: Any, k: Any, v: Any, p: Any) -> Any:
-        return forward_kernel.forward(shape.spec, q, k, v, p, tile=chosen)
+    def forward(inputs: Inputs) -> Any:
+        return forward_kernel.forward(shape.spec, inputs, tile=chosen)
 
-    def query_side(q: Any, k: Any, v: Any, p: Any, out: Any, g: Any, normalizer: Any) -> Any:
-        arrays = backward_pass.in_memory(problem, q, k, v, p)
+    def query_side(inputs: Inputs, out: Any, g: Any, normalizer: Normalizer | None) -> Any:
+        arrays = backward_pass.in_memory(problem, inputs)
         layout = Layout.channels(problem)
         out, g = layout.to_memory(out), layout.to_memory(g)
         d_query, d_prior, sums = query_kernel.query_side(
@@ -56,19 +61,19 @@ def program(
         )
         return d_query, d_prior, (sums.pairs, sums.findings) if sums else None
 
-    def key_side(q: Any, k: Any, v: Any, p: Any, g: Any, shift: Any, sums: Any) -> Any:
-        arrays = backward_pass.in_memory(problem, q, k, v, p)
+    def key_side(inputs: Inputs, g: Any, shift: Any, sums: Any) -> Any:
+        arrays = backward_pass.in_memory(problem, inputs)
         found = query_kernel.Sums(*sums) if sums else None
         g = Layout.channels(problem).to_memory(g)
         return key_kernel.key_side(problem, chosen, False, arrays, g, shift, found)
 
-    inputs = [query, key, value, prior]
     if name == "forward":
-        return problem, chosen, forward, inputs
+        return problem, chosen, forward, [inputs]
     softmax = problem.softmax
     if name == "query":
-        return problem, chosen, query_side, [*inputs, out, out, (number,) * 2 if softmax else None]
+        normalizer = Normalizer(number, number) if softmax else None
+        return problem, chosen, query_side, [inputs, out, out, normalizer]
     rows = problem.batch * problem.height
     pairs, findings = array((2 * number.size,), jnp.float32), array((rows,), jnp.int32)
     sums = (number, (pairs, findings)) if softmax else (None, None)
-    return problem, chosen, key_side, [*inputs, out, *sums]
+    return problem, chosen, key_side, [inputs, out, *sums]

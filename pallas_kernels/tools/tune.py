@@ -11,6 +11,7 @@ from pallas_kernels import pallas
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.spec import Normalizer
 from pallas_kernels.tools.kernel_programs import KERNELS, program
 from pallas_kernels.tools.shapes import Shape
 
@@ -42,14 +43,14 @@ def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
 
     uniform = jnp.full(shape.query[:4], 1.0 / shape.spec.taps, jnp.float32)
     shift = jnp.zeros_like(uniform)
-    arrays = [None if x is None else normal(x) for x in avals[:4]]
+    arrays: list[Any] = [jax.tree.map(normal, avals[0])]
     if kernel == "query":
-        arrays += [normal(x) for x in avals[4:6]]
-        arrays.append((shift, uniform) if problem.softmax else None)
+        arrays += [normal(x) for x in avals[1:3]]
+        arrays.append(Normalizer(shift, uniform) if problem.softmax else None)
     elif kernel == "key":
         pairs = jnp.stack([uniform.reshape(-1), shift.reshape(-1)], 1).reshape(-1)
-        sums = (pairs, jnp.zeros(avals[6][1].shape, jnp.int32) if avals[6] else None)
-        arrays += [normal(avals[4]), *((shift, sums) if problem.softmax else (None, None))]
+        sums = (pairs, jnp.zeros(avals[3][1].shape, jnp.int32) if avals[3] else None)
+        arrays += [normal(avals[1]), *((shift, sums) if problem.softmax else (None, None))]
     return arrays
 
 

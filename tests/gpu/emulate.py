@@ -30,6 +30,7 @@ import jax.numpy as jnp  # noqa: E402
 
 from pallas_kernels.pallas import backward_pass, forward_kernel, lanes  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
+from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import cut, errors  # noqa: E402
 from pallas_kernels.tools.shapes import SHAPES, Shape  # noqa: E402
 
@@ -61,10 +62,11 @@ def examine(
     runs: list[Any] = []
 
     def kernels(*arrays: Any) -> Any:
-        *inputs, d_out = arrays
-        out, normalizer = forward_kernel.forward(shape.spec, *inputs, tile=forward)
+        inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
+        out, normalizer = forward_kernel.forward(shape.spec, inputs, tile=forward)
         pair = None if query is None or key is None else (query, key)
-        return out, *backward_pass.backward(shape.spec, *inputs, out, normalizer, d_out, tiles=pair)
+        residuals = Residuals(inputs, out, normalizer)
+        return out, *backward_pass.backward(shape.spec, residuals, d_out, tiles=pair)
 
     def run(*arrays: Any) -> Any:
         results, emulated = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)

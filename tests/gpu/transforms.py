@@ -24,6 +24,7 @@ jax.config.update("jax_num_cpu_devices", 2)
 from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.platform_switch import by_platform, vary_alike  # noqa: E402
+from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import reference_results  # noqa: E402
 from pallas_kernels.tools.shapes import SHAPES, make_cotangent, make_inputs  # noqa: E402
 from tests.gpu.emulate import skipped  # noqa: E402
@@ -35,10 +36,11 @@ TOLERANCE = 1e-5  # sums of at most 60 products of normal numbers in float32
 
 def kernels(*arrays: jax.Array) -> tuple[Any, ...]:
     """All five results for query, key, value, prior and the gradient of the output."""
-    *inputs, d_out = arrays
-    out, normalizer = forward_kernel.forward(SHAPE.spec, *inputs, tile=TILE)
+    inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
+    out, normalizer = forward_kernel.forward(SHAPE.spec, inputs, tile=TILE)
     tiles = (dataclasses.replace(TILE, turns=2), TILE)
-    return out, *backward_pass.backward(SHAPE.spec, *inputs, out, normalizer, d_out, tiles=tiles)
+    residuals = Residuals(inputs, out, normalizer)
+    return out, *backward_pass.backward(SHAPE.spec, residuals, d_out, tiles=tiles)
 
 
 def on_two_devices(*arrays: jax.Array) -> tuple[Any, ...]:

@@ -14,7 +14,7 @@ import pytest
 from pallas_kernels import implementations, local_relation
 from pallas_kernels.pallas import backward_pass, forward_kernel
 from pallas_kernels.pallas.tiling import Tile
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Residuals, Spec
 from pallas_kernels.tools.comparison import RESULTS, errors, gross, reference_results
 from pallas_kernels.tools.shapes import SHAPES, Shape, make_cotangent, make_inputs
 
@@ -51,12 +51,12 @@ CASES = [
 def run(shape, *arrays):
     """All five results of the kernels, with a tile that has every feature."""
     stride = shape.spec.stride
-    *inputs, d_out = arrays
+    inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
     forward = Tile(2, 1)
-    out, normalizer = forward_kernel.forward(shape.spec, *inputs, interpret=True, tile=forward)
+    out, normalizer = forward_kernel.forward(shape.spec, inputs, interpret=True, tile=forward)
     tiles = (Tile(2, 1, turns=2), Tile(-(-2 // stride) * stride, 1))
     gradients = backward_pass.backward(
-        shape.spec, *inputs, out, normalizer, d_out, interpret=True, tiles=tiles
+        shape.spec, Residuals(inputs, out, normalizer), d_out, interpret=True, tiles=tiles
     )
     return out, *gradients
 

@@ -12,6 +12,7 @@ from pallas_kernels.pallas import key_kernel, output_strip
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import MOST_FORMS, Strips
 from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile
+from pallas_kernels.spec import Inputs
 from pallas_kernels.tools.shapes import NETWORKS, ODD, SHAPES
 
 COVERS = [
@@ -31,7 +32,7 @@ def problem(shape, batch=2):
         None if x is None else jax.ShapeDtypeStruct(x, jnp.bfloat16)
         for x in (shape.query, shape.key, shape.value, shape.prior)
     ]
-    return Problem.of(shape.spec, *arrays)
+    return Problem.of(shape.spec, Inputs(*arrays))
 
 
 def programs(strips):

@@ -15,7 +15,7 @@ from pallas_kernels import local_relation
 from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, unsupported
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, measured, save
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Spec
 from pallas_kernels.tools.cross_compilation import GPUS, missing
 from pallas_kernels.tools.sass import Code
 from pallas_kernels.tools.shapes import NETWORKS, SHAPES, Shape, make_inputs
@@ -45,7 +45,7 @@ def problem(shape, dtype=jnp.bfloat16, batch=128):
     arrays = (
         None if x is None else jax.ShapeDtypeStruct(x, dtype) for x in shape_sizes(shape, batch)
     )
-    return Problem.of(shape.spec, *arrays)
+    return Problem.of(shape.spec, Inputs(*arrays))
 
 
 def shape_sizes(shape, batch):
