@@ -55,7 +55,7 @@ test-compiled: $(CUDA)/.installed
 
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
-	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.gpu.emulate --shapes='$(EMULATED)' --arch=9.0 \
+	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED)' --arch=9.0 \
 	  --strip=2 --warps=1 --route=plugin
 
 # Everything but this trains and evaluates without TensorFlow.
@@ -71,7 +71,7 @@ $(VENV)-prepare/.installed: requirements.lock pyproject.toml
 
 CHAOS_KILLS ?= 20
 chaos: $(READY)
-	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/chaos tests/lrnet_jax/training/test_damage.py tests/experiments/run/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
+	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/experiments/test_kills.py tests/lrnet_jax/training/test_damage.py tests/experiments/run/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

@@ -1,7 +1,7 @@
 """The GPU kernels in interpret mode against the reference: every option, small shapes, small tiles.
 
 Tiles are small because interpret mode compiles as slowly as a strip is long. That compiled kernels
-do the same is shown by `tests.gpu.emulate`.
+do the same is shown by `tests.pallas_kernels.pallas.emulate`.
 """
 
 import dataclasses

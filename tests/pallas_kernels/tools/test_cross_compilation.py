@@ -182,8 +182,9 @@ def check_compiled(gpu, name, kernels, dtype):
 @pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
 def test_compiled_kernels_executed(bug, code):
     command = [
-        sys.executable, "-m", "tests.gpu.emulate", "--shapes=odd/fewer_channels_than_group",
-        "--arch=9.0", "--dtypes=bfloat16", "--strip=2", "--warps=1", "--route=plugin",
+        sys.executable, "-m", "tests.pallas_kernels.pallas.emulate",
+        "--shapes=odd/fewer_channels_than_group", "--arch=9.0", "--dtypes=bfloat16",
+        "--strip=2", "--warps=1", "--route=plugin",
     ]  # fmt: skip
     if bug:
         command.append("--plant-bug")

@@ -1,9 +1,10 @@
-"""vmap, pmap and shard_map over the compiled GPU kernels, executed on a CPU.
+"""Runs vmap, pmap and shard_map over the compiled GPU kernels on a CPU.
 
-    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.gpu.transforms [--route=plugin]
+    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.pallas_kernels.pallas.emulate_transforms
+        [--route=plugin]
 
-As `tests.gpu.emulate`: forward and all gradients against the reference, for two images or stacks of
-them on two devices. Exit code 1 on a difference.
+Compares the output and all gradients with the reference, as `tests.pallas_kernels.pallas.emulate`
+does, for two images or stacks of them on two devices. Exit code 1 means a difference.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from pallas_kernels.platform_switch import by_platform, vary_alike  # noqa: E402
 from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import reference_results  # noqa: E402
 from pallas_kernels.tools.shapes import SHAPES, make_cotangent, make_inputs  # noqa: E402
-from tests.gpu.emulate import skipped  # noqa: E402
+from tests.pallas_kernels.pallas.emulate import skipped  # noqa: E402
 
 SHAPE = dataclasses.replace(SHAPES["odd/fewer_channels_than_group"], batch=2)
 TILE = Tile(2, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lrnet_jax.training import checkpoints
-from tests.chaos.jobs import Job, pair
+from tests.experiments.killable_jobs import Job, pair
 from tests.experiments.tiny_run import assert_same_runs, metrics, saved
 
 pytestmark = pytest.mark.slow

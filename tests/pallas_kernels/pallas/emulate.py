@@ -1,7 +1,7 @@
 """Executes the compiled GPU kernels on a CPU and compares them with the reference.
 
-    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.gpu.emulate [--shapes='odd/*'] [--arch=8.0,9.0]
-        [--dtypes=float32,bfloat16] [--strip=2] [--route=plugin] [--plant-bug]
+    PYTHONPATH=FOLDER_OF_PTXSIM python -m tests.pallas_kernels.pallas.emulate [--shapes='odd/*']
+        [--arch=8.0,9.0] [--dtypes=float32,bfloat16] [--strip=2] [--route=plugin] [--plant-bug]
 
 ptxsim compiles each kernel for the GPU and runs its PTX thread by thread. It sees what interpret
 mode cannot: the inline assembly, addresses outside an array, races, bytes that nobody writes. It
