@@ -1,7 +1,7 @@
 """Evaluates a checkpoint on its evaluation split.
 
-    python -m experiments.evaluate --checkpoint=runs/quickstart
-    python -m experiments.evaluate --checkpoint=runs/quickstart --attack=untargeted
+    python -m experiments.evaluate --run=runs/quickstart
+    python -m experiments.evaluate --run=runs/quickstart --attack=untargeted
 
 The checkpoint says how to build the network and which images it was trained on; on as many devices
 as the training run had, the numbers are the training run's own, bit for bit.
@@ -25,7 +25,7 @@ from absl import flags
 
 import lrnet_jax
 from experiments import config as configs
-from experiments.cli import attack_flags, command_line
+from experiments.cli import attack_flags, command_line, run_flags
 from experiments.config import ConfigError
 from experiments.run import attacks
 from experiments.run.attacks import Budget
@@ -36,30 +36,36 @@ from lrnet_jax.training import steps
 from lrnet_jax.training.devices import parallel, replicate
 from lrnet_jax.training.evaluation import evaluate
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "A workdir (its newest good checkpoint), or one step of it."
-)
-_DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where prepared data sets lie here; the run's own place by default."
-)
-_EMA = flags.DEFINE_boolean(
-    "ema", None, "The averaged weights (--noema: the last); where the run kept them by default."
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images per step over all devices; the run's own by default.", lower_bound=1
-)
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    run_flags.define_flags(flag_values, alias="checkpoint")
+    flags.DEFINE_string(
+        "data_dir", None, "Folder of the prepared data sets (default: the run's).",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_boolean(
+        "ema", None,
+        "Evaluate the averaged weights, or with --noema the last ones (default: the averaged ones "
+        "if the run kept them).",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "batch_size", None, "Images per step over all devices (default: the run's).",
+        lower_bound=1, flag_values=flag_values,
+    )  # fmt: skip
+    attack_flags.define_flags(flag_values)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    if not _CHECKPOINT.value:
-        raise ConfigError("--checkpoint=DIR is missing; give the workdir of a run")
-    plan = attack_flags.chosen_plan()
+    path = run_flags.chosen_run(options)
+    plan = attack_flags.chosen_plan(options)
     result = evaluate_checkpoint(
-        _CHECKPOINT.value,
-        data_dir=_DATA_DIR.value,
-        batch_size=_BATCH_SIZE.value,
-        ema=_EMA.value,
+        path,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        ema=options.ema,
         attack=plan.kind if plan else None,
         budgets=plan.budgets if plan else (),
         seed=plan.seed if plan else 0,
@@ -68,7 +74,7 @@ def main() -> None:
     if plan is not None:
         for line in attacks.describe(plan.kind, result["attacked"]):
             print(line)
-        attacks.keep(pathlib.Path(_CHECKPOINT.value), plan.kind, result)
+        attacks.keep(pathlib.Path(path), plan.kind, result)
     print(json.dumps(result))
 
 
@@ -127,4 +133,4 @@ def evaluate_checkpoint(
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

@@ -27,7 +27,7 @@ from absl import flags
 from jax import export as jax_export
 
 import lrnet_jax
-from experiments.cli import command_line
+from experiments.cli import command_line, run_flags
 from experiments.config import ConfigError
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.functional import split
@@ -37,21 +37,25 @@ from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu
 MODULE = "network.stablehlo"
 PLATFORMS = ("cpu", "cuda")
 
-_RUN = flags.DEFINE_string(
-    "run", None, "A workdir (its newest good checkpoint), or one step of it."
-)
-_OUT = flags.DEFINE_string("out", None, "A new folder.")
-_IMAGES = flags.DEFINE_integer("images", 1, "Batch size of the module.", lower_bound=1)
-_RAW = flags.DEFINE_boolean("raw", False, "The weights of the last step, not their averages.")
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    run_flags.define_flags(flag_values)
+    flags.DEFINE_string("out", None, "A new folder.", flag_values=flag_values)
+    flags.DEFINE_integer(
+        "images", 1, "Batch size of the module.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_boolean(
+        "raw", False, "Use the weights of the last step, not their averages.",
+        flag_values=flag_values,
+    )  # fmt: skip
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    if not _RUN.value or not _OUT.value:
-        raise ConfigError("--run=DIR or --out=DIR is missing; give a workdir and a new folder")
-    ema = False if _RAW.value else None
-    out = pathlib.Path(_OUT.value)
-    for line in export(_RUN.value, out, images=_IMAGES.value, ema=ema):
+    path = run_flags.chosen_run(options)
+    out = pathlib.Path(command_line.require(options, "out", "exports/lrnet50"))
+    for line in export(path, out, images=options.images, ema=False if options.raw else None):
         print(line)
 
 
@@ -160,4 +164,4 @@ def verify(folder: pathlib.Path, pixels: np.ndarray, want: np.ndarray) -> list[s
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments.cli import command_line
+from experiments.cli import command_line, config_flags
 from experiments.config import Config
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
@@ -25,13 +25,20 @@ from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
 from lrnet_jax.training.devices import shard
 
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "Pairs of blocks.", lower_bound=3)
-_BLOCK = flags.DEFINE_integer("block", 20, "Steps of a block.", lower_bound=1)
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    config_flags.define_flags(flag_values)
+    flags.DEFINE_integer("rounds", 10, "Pairs of blocks.", lower_bound=3, flag_values=flag_values)
+    flags.DEFINE_integer("block", 20, "Steps of a block.", lower_bound=1, flag_values=flag_values)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    print(json.dumps(measure(command_line.chosen_config(), _ROUNDS.value, _BLOCK.value)))
+    if options.config == "help":
+        command_line.print_lines(config_flags.help_text())
+        return
+    print(json.dumps(measure(config_flags.chosen_config(options), options.rounds, options.block)))
 
 
 def measure(config: Config, rounds: int, block: int) -> dict[str, Any]:
@@ -84,4 +91,4 @@ def measure(config: Config, rounds: int, block: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

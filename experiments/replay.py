@@ -26,14 +26,19 @@ from lrnet_jax.training.checkpoint_saver import CheckpointSaver
 from lrnet_jax.training.devices import shard
 from lrnet_jax.training.state import TrainState
 
-_BAD_STEP = flags.DEFINE_string("bad_step", None, "WORKDIR/bad_step/NUMBER, as the run said it.")
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string(
+        "bad_step", None, "The folder that the run printed: WORKDIR/bad_step/NUMBER.",
+        flag_values=flag_values,
+    )  # fmt: skip
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    if not _BAD_STEP.value:
-        raise ConfigError("--bad_step=DIR is missing; give the folder that the run named")
-    for line in replay(pathlib.Path(_BAD_STEP.value)):
+    folder = command_line.require(options, "bad_step", "runs/lrnet50/bad_step/4711")
+    for line in replay(pathlib.Path(folder)):
         print(line)
 
 
@@ -90,4 +95,4 @@ def not_finite(state: TrainState) -> list[str]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

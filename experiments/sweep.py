@@ -28,17 +28,13 @@ from types import FrameType
 from absl import flags
 
 from experiments import tables
-from experiments.cli import attack_flags, command_line
+from experiments.cli import attack_flags, command_line, config_flags
 from experiments.config import Config, ConfigError, override
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import ROBUST_ROWS, ROWS
 from experiments.report.finished_runs import Run, find_runs, run_of
 from experiments.run.attacks import Plan
 from experiments.tables import Table
-
-_RECIPES = flags.DEFINE_list("recipes", None, "Names of recipes, or patterns such as table3/*.")
-_RUNS = flags.DEFINE_string("runs", "runs", "The folder of the workdirs.")
-_SEEDS = flags.DEFINE_list("seeds", None, "Run every recipe with each, such as 0,1,2.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +54,31 @@ class Job:
     typed: tuple[str, ...]
 
 
-def main() -> None:
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_list(
+        "recipes", None, "Names of recipes, or patterns such as table3/*.", flag_values=flag_values
+    )
+    flags.DEFINE_string("runs", "runs", "Folder of the workdirs.", flag_values=flag_values)
+    flags.DEFINE_list(
+        "seeds", None, "Run every recipe with each of these seeds, such as 0,1,2.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    config_flags.define_changes(flag_values)
+    attack_flags.define_flags(flag_values)
+
+
+def main(options: flags.FlagValues) -> int:
     """Entry point."""
-    if not _RECIPES.value:
-        raise ConfigError("--recipes=NAME,... is missing; such as --recipes='table3/*'")
-    names = matching(_RECIPES.value)
+    names = matching(command_line.require(options, "recipes", "'table3/*'"))
     failed = sweep(
         names,
-        pathlib.Path(_RUNS.value),
-        command_line.overrides(),
-        seeds=whole_numbers(_SEEDS.value) if _SEEDS.value else (),
-        attack=attack_flags.chosen_plan(),
+        pathlib.Path(options.runs),
+        config_flags.chosen_changes(options),
+        seeds=whole_numbers(options.seeds) if options.seeds else (),
+        attack=attack_flags.chosen_plan(options),
     )
-    if failed:
-        sys.exit(1)
+    return 1 if failed else 0
 
 
 def whole_numbers(texts: Sequence[str]) -> list[int]:
@@ -184,7 +191,7 @@ def sweep(
                     print(f"{place}: {attack.kind} attack on {done.workdir}", flush=True)
                     code = child.run(
                         [sys.executable, "-m", "experiments.evaluate",
-                         f"--checkpoint={done.workdir}", *attack.typed]
+                         f"--run={done.workdir}", *attack.typed]
                     )  # fmt: skip
                     if code != 0 and not child.stopped:
                         print(f"{place}: attack failed with exit code {code}", flush=True)
@@ -259,4 +266,4 @@ class Child:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

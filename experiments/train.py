@@ -23,7 +23,7 @@ import jax
 from absl import flags
 
 from experiments import config as configs
-from experiments.cli import command_line, distributed
+from experiments.cli import command_line, config_flags, distributed_flags
 from experiments.config import Config
 from experiments.run import results
 from experiments.run.assemble import assemble, check_devices, num_params
@@ -43,19 +43,24 @@ from lrnet_jax.training.reporting import NullReporter, Reporter, duration
 from lrnet_jax.training.state import TrainState
 from lrnet_jax.training.stopping import StopRequest
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where the run is kept; runs/NAME of the recipe by default."
-)
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    config_flags.define_flags(flag_values)
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run (default: runs/RECIPE).", flag_values=flag_values
+    )
+    distributed_flags.define_flags(flag_values)
 
 
-def main() -> None:
+def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    if command_line.wants_help():
-        command_line.print_help()
+    if options.config == "help":
+        command_line.print_lines(config_flags.help_text())
         return
-    config = command_line.chosen_config()
-    distributed.join()
-    workdir = pathlib.Path(_WORKDIR.value or f"runs/{config.recipe}")
+    config = config_flags.chosen_config(options)
+    distributed_flags.join(options)
+    workdir = pathlib.Path(options.workdir or f"runs/{config.recipe}")
     if train(config, workdir) is None and processes.is_first():
         command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
         print(f"to go on: {command}", flush=True)
@@ -278,4 +283,4 @@ def until(stop: StopRequest, batches: Iterator[Any]) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    command_line.run(main)
+    command_line.run(main, define_flags)

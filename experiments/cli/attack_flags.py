@@ -8,46 +8,62 @@ from experiments.config import ConfigError
 from experiments.run import attacks
 from experiments.run.attacks import Budget, Plan
 
-_ATTACK = flags.DEFINE_enum("attack", None, attacks.KINDS, "Attack the images first.")
-_EPSILON = flags.DEFINE_multi_float(
-    "epsilon", 16.0, "How far a pixel may be moved, of 255; several are several attacks.",
-    lower_bound=0.0,
-)  # fmt: skip
-_STEPS = flags.DEFINE_integer(
-    "steps", None, "Of the attack, with --step_size: instead of the paper's two.", lower_bound=0
-)
-_STEP_SIZE = flags.DEFINE_float("step_size", None, "Of the attack, of 255.", lower_bound=0.0)
-_SEED = flags.DEFINE_integer("seed", 0, "Of the attack's random starts and targets.", lower_bound=0)
+_OPTIONAL = ("epsilon", "steps", "step_size", "seed")  # have no meaning without --attack
 
 
-def chosen_plan() -> Plan | None:
-    """What the flags describe; None without --attack.
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines --attack and its budget."""
+    flags.DEFINE_enum(
+        "attack", None, attacks.KINDS, "Attack the images first.", flag_values=flag_values
+    )
+    flags.DEFINE_multi_float(
+        "epsilon", 16.0,
+        "How far a pixel may be moved, of 255; each value makes an attack",
+        lower_bound=0.0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "steps", None,
+        "Steps of the attack, instead of the paper's two budgets; needs --step_size.",
+        lower_bound=0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_float(
+        "step_size", None, "How far a step moves a pixel, of 255; needs --steps.",
+        lower_bound=0.0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "seed", 0, "Seed of the attack's random starts and targets.",
+        lower_bound=0, flag_values=flag_values,
+    )  # fmt: skip
+
+
+def chosen_plan(options: flags.FlagValues) -> Plan | None:
+    """The attack that the flags describe; None without --attack.
 
     Raises:
-      ConfigError: see `chosen_budgets`; or flags of an attack without --attack.
+      ConfigError: see `chosen_budgets`; or a flag of an attack is given without --attack.
     """
-    if _ATTACK.value is None:
-        for flag in (_EPSILON, _STEPS, _STEP_SIZE, _SEED):
-            if flag.present:
+    if options.attack is None:
+        for name in _OPTIONAL:
+            if options[name].present:
                 raise ConfigError(
-                    f"--{flag.name} is of an attack; give --attack=untargeted or "
-                    "--attack=targeted as well"
+                    f"--{name} is of an attack; give --attack=untargeted or --attack=targeted as "
+                    "well"
                 )
         return None
-    typed = [f"--attack={_ATTACK.value}", f"--seed={_SEED.value}"]
-    typed += [f"--epsilon={epsilon!r}" for epsilon in _EPSILON.value]
-    if _STEPS.value is not None:  # and so is the step size
-        typed += [f"--steps={_STEPS.value}", f"--step_size={_STEP_SIZE.value!r}"]
-    return Plan(_ATTACK.value, chosen_budgets(), _SEED.value, tuple(typed))
+    typed = [f"--attack={options.attack}", f"--seed={options.seed}"]
+    typed += [f"--epsilon={epsilon!r}" for epsilon in options.epsilon]
+    if options.steps is not None:  # and so is the step size
+        typed += [f"--steps={options.steps}", f"--step_size={options.step_size!r}"]
+    return Plan(options.attack, chosen_budgets(options), options.seed, tuple(typed))
 
 
-def chosen_budgets() -> tuple[Budget, ...]:
-    """What --epsilon, --steps and --step_size describe.
+def chosen_budgets(options: flags.FlagValues) -> tuple[Budget, ...]:
+    """The budgets that --epsilon, --steps and --step_size describe.
 
     Raises:
-      ConfigError: one of --steps and --step_size without the other.
+      ConfigError: one of --steps and --step_size is given without the other.
     """
-    steps, size = _STEPS.value, _STEP_SIZE.value
+    steps, size = options.steps, options.step_size
     if (steps is None) != (size is None):
         raise ConfigError(
             f"--steps={steps} and --step_size={size} make one budget; give both or none"
@@ -57,6 +73,6 @@ def chosen_budgets() -> tuple[Budget, ...]:
         budgets = (Budget(0.0, size, steps),)
     return tuple(
         dataclasses.replace(budget, epsilon=epsilon)
-        for epsilon in _EPSILON.value
+        for epsilon in options.epsilon
         for budget in budgets
     )

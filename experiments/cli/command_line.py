@@ -1,15 +1,32 @@
-"""Reads `--config=NAME --config.a.b=value` beside absl flags, and ends runs in one line."""
+"""The command line of every command: absl flags, one line for each error, the exit code.
 
-import difflib
+A command is a module with two functions and one last line:
+
+    def define_flags(flag_values: flags.FlagValues) -> None:
+        flags.DEFINE_string("runs", "runs", "Folder of the workdirs.", flag_values=flag_values)
+
+    def main(options: flags.FlagValues) -> int | None:
+        print(options.runs)
+
+    if __name__ == "__main__":
+        command_line.run(main, define_flags)
+
+Flags are defined on the command's own `FlagValues`, so importing a command defines none, and a test
+calls `main(parse(["--runs=elsewhere"], define_flags))`. Groups of flags that several commands share
+(`config_flags`, `attack_flags`, `distributed_flags`, `run_flags`) have a `define_flags` of their
+own, which the command's one calls.
+"""
+
 import logging as standard_logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.config import Config, ConfigError, describe, override
+from experiments.config import ConfigError
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training import processes
 from lrnet_jax.training.checkpoints import CheckpointError
@@ -18,6 +35,7 @@ from lrnet_jax.training.processes import LostProcessError
 from lrnet_jax.training.workdir_lock import WorkdirInUseError
 
 USAGE_ERROR = 2  # exit code, as for every misused Unix command
+# What the user can mend. All other exceptions are bugs and keep their traceback.
 USERS_ERRORS = (
     BadImageError,
     CheckpointError,
@@ -28,120 +46,134 @@ USERS_ERRORS = (
     MissingDatasetError,
     WorkdirInUseError,
 )
+# Stands for all flags --config.a.b=value (`config_flags`). `parse` rewrites those to this one.
+FIELD_FLAG = "config.FIELD"
 
-_CONFIG = flags.DEFINE_string(
-    "config", None, "A recipe; --config=help lists them, --config.FIELD=VALUE changes a field."
-)
-_overrides: list[tuple[str, str]] = []
+Main = Callable[[flags.FlagValues], int | None]
+DefineFlags = Callable[[flags.FlagValues], None]
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses the command line, runs `main`, and turns the user's errors into one line each.
+def run(main: Main, define_flags: DefineFlags) -> None:
+    """Runs a command with the arguments of the process, and ends the process.
 
-    What the user can mend (`USERS_ERRORS`: a data set that is not there, a full disk) ends with its
-    message and exit code 2, without a traceback; a bug of ours keeps its traceback.
+    The exit code is what `main` returns (None is 0), or 2 after one line on stderr if it raises one
+    of `USERS_ERRORS`. `--help` prints the docstring of the command's module and its flags.
     """
 
-    def guarded(argv: Sequence[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}; options are written --name=value")
-        # Orbax and others tell of their own affairs as warnings, and print with a traceback what
-        # they raise again later.
-        logging.set_verbosity(logging.FATAL)
-        # Of ours: an index that takes a while, an image that had to be replaced.
-        standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        sys.unraisablehook = _without_orbax
+    def guarded(argv: Sequence[str]) -> int | None:
+        _quieten_libraries()
         try:
-            main()
+            if {"--help", "-h"} & set(argv[1:]):
+                print_lines(_help(main, define_flags))
+                return 0
+            return main(parse(argv[1:], define_flags))
         except USERS_ERRORS as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
             if processes.are_several():
-                # Without the farewell of jax.distributed, which waits for the others: they wait
-                # for this one, and notice at once that it is gone.
-                print(f"error: {error}", file=sys.stderr, flush=True)
+                # At its exit jax.distributed waits for the other processes. They wait for this
+                # one, and notice at once that it is gone.
                 os._exit(USAGE_ERROR)
-            _fail(str(error))
+            return USAGE_ERROR
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=_leave_to_command)
+
+
+def parse(arguments: Sequence[str], define_flags: DefineFlags) -> flags.FlagValues:
+    """Reads the arguments of a command, without the name of the program.
+
+    Raises:
+      ConfigError: a flag is unknown, given twice or has a bad value, or an argument is no flag.
+    """
+    options = _defined(define_flags)
+    for name in options:
+        # Has no effect on flags that may be repeated.
+        options[name].allow_overwrite = False
+    if FIELD_FLAG in options:
+        arguments = list(_fields_as_one_flag(arguments))
+    try:
+        _, *rest = options(["", *arguments])
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    if rest:
+        raise ConfigError(f"unexpected argument {rest[0]!r}; options are written --name=value")
+    return options
+
+
+def require(options: flags.FlagValues, name: str, example: str) -> Any:
+    """The value of a flag that has no default.
+
+    Raises:
+      ConfigError: the flag is not given, or empty.
+    """
+    if not options[name].value:
+        raise ConfigError(f"--{name} is missing; for example --{name}={example}")
+    return options[name].value
+
+
+def print_lines(text: str) -> None:
+    """Prints a long text; a reader that closes the pipe early, as `head` does, is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # At exit Python flushes stdout again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _leave_to_command(argv: Sequence[str]) -> Sequence[str]:
+    """Lets absl take the flags of libraries (Grain reads one) as parsed, with their defaults."""
+    flags.FLAGS(argv[:1])
+    return argv
+
+
+def _defined(define_flags: DefineFlags) -> flags.FlagValues:
+    options = flags.FlagValues()
+    define_flags(options)
+    options.set_gnu_getopt(True)
+    return options
+
+
+def _fields_as_one_flag(arguments: Sequence[str]) -> Sequence[str]:
+    """Rewrites --config.a.b=value and --config.a.b value to --config.FIELD=a.b=value."""
+    rewritten = []
+    rest = iter(arguments)
+    for argument in rest:
+        path, equals, text = argument.lstrip("-").partition("=")
+        if not (argument.startswith("-") and path.startswith("config.")):
+            rewritten.append(argument)
+            continue
+        if not equals:
+            text = next(rest, "--")
+            if text.startswith("--"):
+                raise ConfigError(f"--{path} has no value; write --{path}=VALUE")
+        rewritten.append(f"--{FIELD_FLAG}={path.removeprefix('config.')}={text}")
+    return rewritten
+
+
+def _help(main: Main, define_flags: DefineFlags) -> str:
+    """The docstring of the command's module and its flags, in the order of their definition."""
+    options = _defined(define_flags)
+    lines = [(sys.modules[main.__module__].__doc__ or "").strip(), "", "flags:"]
+    for name in options:
+        flag = options[name]
+        default = (flag.default_as_str or "").strip("'")
+        default = "" if default in ("", "[]") else f" (default: {default})"
+        lines.append(f"  --[no]{name}" if flag.boolean else f"  --{name}=VALUE")
+        lines.append(textwrap.indent(textwrap.fill(f"{flag.help}{default}", 90), " " * 6))
+    return "\n".join(lines)
+
+
+def _quieten_libraries() -> None:
+    # Orbax and others log their internals as warnings, and print with a traceback what they raise
+    # again later.
+    logging.set_verbosity(logging.FATAL)
+    # Messages of this package are shown: an index that takes a while, an image that was replaced.
+    standard_logging.getLogger("lrnet_jax").setLevel(standard_logging.INFO)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.unraisablehook = _without_orbax
 
 
 def _without_orbax(unraisable: Any) -> None:
-    """Leaves out what Orbax leaves where a save failed: callbacks of a loop that is closed."""
+    """Hides errors of callbacks that Orbax leaves on a closed event loop after a failed save."""
     error = unraisable.exc_value
     if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
         sys.__unraisablehook__(unraisable)
-
-
-def chosen_config() -> Config:
-    """The configuration that --config and its overrides describe.
-
-    Raises:
-      ConfigError: no such recipe or field, or a bad value.
-    """
-    from experiments.recipes import RECIPES
-
-    name = _CONFIG.value
-    if name is None:
-        raise ConfigError("--config=NAME is missing; --config=help lists the recipes")
-    if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--config=help lists them"
-        raise ConfigError(f"no recipe is named {name!r}; {hint}")
-    config = RECIPES[name]
-    # The network first: the fields of `model` follow it.
-    for path, text in sorted(_overrides, key=lambda item: item[0] != "network"):
-        config = override(config, path, text)
-    return config
-
-
-def overrides() -> list[tuple[str, str]]:
-    """The fields that the command line changes, as (path, text)."""
-    return list(_overrides)
-
-
-def wants_help() -> bool:
-    """Whether --config=help was given."""
-    return _CONFIG.value == "help"
-
-
-def print_help() -> None:
-    """Lists recipes, and fields with the values of one of them."""
-    from experiments.recipes import RECIPES
-
-    print("recipes (--config=NAME):")
-    group = None
-    for name, config in RECIPES.items():
-        if name.partition("/")[1] and name.partition("/")[0] != group:
-            group = name.partition("/")[0]
-            table = group.removeprefix("table")
-            print(f" rows of the paper's Table {table}:" if table != group else f" {group}:")
-        print(f"  {name:26s} {config.network} on {config.data.name}")
-    example = RECIPES[_overrides[0][0]] if _overrides and _overrides[0][0] in RECIPES else None
-    example = example or RECIPES["lrnet50"]
-    print(f"\nfields, with the values of {example.recipe}:\n{describe(example)}")
-
-
-def _parse(argv: Sequence[str]) -> list[str]:
-    rest = []
-    arguments = list(argv)
-    while arguments:
-        argument = arguments.pop(0)
-        path = argument.lstrip("-")
-        if not (argument.startswith("-") and path.startswith("config.")):
-            rest.append(argument)
-            continue
-        path, equals, text = path.removeprefix("config.").partition("=")
-        if not equals:
-            if not arguments or arguments[0].startswith("--"):
-                _fail(f"--config.{path} has no value; write --config.{path}=VALUE")
-            text = arguments.pop(0)
-        _overrides.append((path, text))
-    try:
-        return flags.FLAGS(rest)
-    except flags.Error as error:
-        return _fail(str(error))
-
-
-def _fail(message: str) -> list[str]:
-    print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(USAGE_ERROR)

@@ -30,6 +30,6 @@ def print_summary(workdir: pathlib.Path, result: dict[str, Any]) -> None:
     print(
         f"final: {describe_result(result)}\n"
         f"checkpoint: {workdir / checkpoints.FOLDER / str(result['step'])}\n"
-        f"next: python -m experiments.evaluate --checkpoint={workdir}\n"
+        f"next: python -m experiments.evaluate --run={workdir}\n"
         f"      tensorboard --logdir={workdir}"
     )

@@ -12,6 +12,7 @@ import pytest
 
 from experiments import config as configs
 from experiments import sweep as module
+from experiments.cli import command_line
 from experiments.config import ConfigError, override
 from experiments.recipes import RECIPES
 from experiments.run import attacks
@@ -44,7 +45,7 @@ def started(monkeypatch):
                 for s, n in ((1.0, 20), (2.0, 10))
             ]
             result = {"step": 1, "attacked": attacked}
-            attacks.keep(pathlib.Path(options["checkpoint"]), options["attack"], result)
+            attacks.keep(pathlib.Path(options["run"]), options["attack"], result)
             return 0
         name, workdir = options.pop("config"), pathlib.Path(options["workdir"])
         if name == "table4/lrnet26_d8":
@@ -119,13 +120,13 @@ def test_finished_runs_are_attacked_once(tmp_path, started):
     assert [c["module"].removeprefix("experiments.") for c in started] == [
         "train", "evaluate", "train", "evaluate",
     ]  # fmt: skip
-    assert started[1]["checkpoint"] == str(tmp_path / "seed0/quickstart")
+    assert started[1]["run"] == str(tmp_path / "seed0/quickstart")
     started.clear()
     sweep(["quickstart"], tmp_path, seeds=[0, 1], attack=plan)
     assert not started
     more = dataclasses.replace(plan, budgets=(*budgets, Budget(16.0, 1.0, 20)))
     sweep(["quickstart"], tmp_path, seeds=[1], attack=more)
-    assert [c["checkpoint"] for c in started] == [str(tmp_path / "seed1/quickstart")]
+    assert [c["run"] for c in started] == [str(tmp_path / "seed1/quickstart")]
 
 
 def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
@@ -160,7 +161,6 @@ def test_the_seed_of_an_attack_is_not_taken_for_seeds_of_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_names_what_is_missing(monkeypatch):
-    monkeypatch.setattr(module, "_RECIPES", type("Flag", (), {"value": None}))
-    with pytest.raises(ConfigError, match=r"--recipes=NAME,.* is missing"):
-        module.main()
+def test_the_command_names_what_is_missing():
+    with pytest.raises(ConfigError, match="--recipes is missing; for example --recipes='table3"):
+        module.main(command_line.parse([], module.define_flags))

@@ -1,11 +1,10 @@
 """Adversarial training and evaluation under attack, end to end on a network that takes seconds."""
 
 import json
-import types
 
 import pytest
 
-from experiments.cli import attack_flags
+from experiments.cli import attack_flags, command_line
 from experiments.config import ConfigError, override
 from experiments.evaluate import evaluate_checkpoint
 from experiments.recipes import RECIPES
@@ -61,11 +60,19 @@ def test_mixed_images_are_not_attacked():
         (None, 1.0, None),
     ],
 )
-def test_budgets_from_the_command_line(monkeypatch, steps, size, budgets):
-    for flag, value in (("_EPSILON", [8.0]), ("_STEPS", steps), ("_STEP_SIZE", size)):
-        monkeypatch.setattr(attack_flags, flag, types.SimpleNamespace(value=value))
+def test_budgets_from_the_command_line(steps, size, budgets):
+    typed = ["--epsilon=8"]
+    typed += [f"--steps={steps}"] * (steps is not None)
+    typed += [f"--step_size={size}"] * (size is not None)
+    options = command_line.parse(typed, attack_flags.define_flags)
     if budgets is not None:
-        assert attack_flags.chosen_budgets() == budgets
+        assert attack_flags.chosen_budgets(options) == budgets
     else:
         with pytest.raises(ConfigError, match="make one budget; give both or none"):
-            attack_flags.chosen_budgets()
+            attack_flags.chosen_budgets(options)
+
+
+def test_flags_of_an_attack_need_the_attack():
+    options = command_line.parse(["--epsilon=8"], attack_flags.define_flags)
+    with pytest.raises(ConfigError, match="--epsilon is of an attack; give --attack=untargeted"):
+        attack_flags.chosen_plan(options)

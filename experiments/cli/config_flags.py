@@ -1,0 +1,81 @@
+"""The flags of a configuration: --config=RECIPE, and --config.a.b=value for fields to change."""
+
+import difflib
+
+from absl import flags
+
+from experiments.cli.command_line import FIELD_FLAG
+from experiments.config import Config, ConfigError, describe, override
+
+
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines --config and --config.FIELD."""
+    flags.DEFINE_string(
+        "config", None, "Name of a recipe; --config=help lists recipes and fields.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    define_changes(flag_values)
+
+
+def define_changes(flag_values: flags.FlagValues) -> None:
+    """Defines --config.FIELD alone, for commands that choose recipes otherwise."""
+    flags.DEFINE_multi_string(
+        FIELD_FLAG, [],
+        "Changes a field of the configuration, such as --config.optim.learning_rate=0.2",
+        flag_values=flag_values,
+    )  # fmt: skip
+
+
+def chosen_config(options: flags.FlagValues) -> Config:
+    """The configuration that --config and the changed fields describe.
+
+    Raises:
+      ConfigError: there is no such recipe or field, or a value is bad.
+    """
+    from experiments.recipes import RECIPES
+
+    name = options.config
+    if name is None:
+        raise ConfigError("--config=NAME is missing; --config=help lists the recipes")
+    if name not in RECIPES:
+        near = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f"did you mean {near[0]}?" if near else "--config=help lists them"
+        raise ConfigError(f"no recipe is named {name!r}; {hint}")
+    config = RECIPES[name]
+    # The network comes first because the fields of `model` follow it.
+    for path, text in sorted(chosen_changes(options), key=lambda item: item[0] != "network"):
+        config = override(config, path, text)
+    return config
+
+
+def chosen_changes(options: flags.FlagValues) -> list[tuple[str, str]]:
+    """The fields that the command line changes, as (path, text), in its order.
+
+    Raises:
+      ConfigError: a field is given twice.
+    """
+    changes: dict[str, str] = {}
+    for argument in options[FIELD_FLAG].value or ():
+        path, _, text = argument.partition("=")
+        if path in changes:
+            raise ConfigError(
+                f"--config.{path} is given twice, as {changes[path]!r} and {text!r}; leave one out"
+            )
+        changes[path] = text
+    return list(changes.items())
+
+
+def help_text() -> str:
+    """Lists the recipes, and the fields with the values of lrnet50."""
+    from experiments.recipes import RECIPES
+
+    lines = ["recipes (--config=NAME):"]
+    group = None
+    for name, config in RECIPES.items():
+        if name.partition("/")[1] and name.partition("/")[0] != group:
+            group = name.partition("/")[0]
+            table = group.removeprefix("table")
+            lines.append(f" rows of the paper's Table {table}:" if table != group else f" {group}:")
+        lines.append(f"  {name:26s} {config.network} on {config.data.name}")
+    lines.append(f"\nfields, with the values of lrnet50:\n{describe(RECIPES['lrnet50'])}")
+    return "\n".join(lines)
