@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for shape in chosen.values():
         for dtype in options.dtypes.split(","):
             inputs = make_inputs(shape, dtype)
-            reason = unsupported(shape.spec, *inputs)
+            reason = unsupported(shape.spec, inputs)
             if reason:
                 print(f"{shape.name:34} {dtype:8} not run by the kernels: {reason}")
                 continue

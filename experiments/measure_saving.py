@@ -18,7 +18,6 @@ import jax
 from absl import flags
 
 from experiments.cli import command_line, config_flags
-from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
@@ -37,7 +36,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     if options.config == "help":
-        print_lines(config_flags.help_text())
+        command_line.print_lines(config_flags.help_text())
         return
     print(json.dumps(measure(config_flags.chosen_config(options), options.rounds, options.block)))
 

@@ -1,4 +1,4 @@
-"""The local relation operator: the one public function, read this first.
+"""The local relation operator: the one public function. Read this file first.
 
 For every output pixel p and group g (Eqns. 1 and 2 of "Local Relation Networks for Image
 Recognition", Hu et al., ICCV 2019):
@@ -8,43 +8,74 @@ Recognition", Hu et al., ICCV 2019):
 
 Taps outside the image are left out of the softmax and contribute nothing.
 
-Implementations, one module each:
+`IMPLEMENTATIONS` is the table of implementations. Each is a module of the name that
+`implementation=` takes, with the face that `spec.Implementation` describes. All of them compute
+similarity, softmax and sums in float32 whatever the input dtype is (in float64 if an input is
+float64). To add one, add its module and a row; the tests run over the table.
 
-    reference          plain jnp, unfolds the windows: the specification
-    xla                memory-lean, runs on every platform, own backward; the default elsewhere
-    pallas             fused kernels for NVIDIA GPUs (Ampere and newer), the default there
-    pallas_interpret   the same kernels in JAX's interpreter: anywhere, very slowly, for tests
+This is the path of a query from a call to a kernel:
 
-All of them compute similarity, softmax and sums in float32 whatever the input dtype (float64 if
-an input is float64).
+    local_relation                 checks the arguments and packs them into Spec and Inputs
+    _choose                        names an implementation for each platform
+    _run                           jit: equal calls share one traced program
+    _with_own_gradient             custom_vjp: saves Residuals for the backward pass
+    _switched                      platform_switch.by_platform: inside, Inputs are flattened; the
+                                   function for the platform is chosen when the program is lowered
+    IMPLEMENTATIONS[name].forward  runs with the Inputs packed again, for example
+                                   pallas.forward_kernel.forward -> pallas_call -> _kernel
 """
 
 import functools
-import math
-import numbers
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from pallas_kernels import pallas, reference, xla
-from pallas_kernels.platform_switch import vary_alike
+from pallas_kernels import pallas, pallas_interpret, reference, xla
+from pallas_kernels.platform_switch import PyTreeFunction, by_platform, current_platform, vary_alike
 from pallas_kernels.spec import (
-    NORMALIZATIONS,
-    SIMILARITIES,
+    Implementation,
+    Inputs,
     Normalization,
+    Residuals,
     Similarity,
     Spec,
 )
+from pallas_kernels.validation import check_inputs, make_spec
 
-IMPLEMENTATIONS = ("reference", "xla", "pallas", "pallas_interpret")
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "reference": reference,
+    "xla": xla,
+    "pallas": pallas,
+    "pallas_interpret": pallas_interpret,
+}
+
+# What `implementation=None` runs: on each platform the first of these that supports the problem,
+# and the default everywhere else.
+PREFERRED = {"cuda": ("pallas",)}
+DEFAULT = "xla"
+
+# JAX differentiates these itself, so that forward mode works too. The others run inside a
+# custom_vjp with their own backward pass.
+DIFFERENTIATED_BY_JAX = frozenset({"reference"})
 
 
 class Support(NamedTuple):
-    """Whether an implementation can run a problem on this machine, and why (not)."""
+    """Whether an implementation can run a problem on this machine, and why or why not."""
 
     runs: bool
     reason: str
+
+
+class Choice(NamedTuple):
+    """The implementations that one call runs, by name.
+
+    Attributes:
+      default: runs on a platform that is not among the others.
+      by_platform: pairs of a platform and the implementation that runs there.
+    """
+
+    default: str
+    by_platform: tuple[tuple[str, str], ...] = ()
 
 
 def local_relation(
@@ -64,8 +95,8 @@ def local_relation(
 ) -> jax.Array:
     """Aggregates each pixel's neighbours with weights composed from query, key and prior.
 
-    Differentiable in all four arrays (reverse mode; forward mode only for "reference"); works
-    under jit, grad, vmap, pmap, shard_map, remat and jax.export.
+    It is differentiable in all four arrays (forward mode only for "reference"), and works under
+    jit, grad, vmap, pmap, shard_map, remat and jax.export.
 
     Args:
       query: (B, Ho, Wo, G, D) floating point, G = ceil(C / channels_per_group), D >= 1.
@@ -80,9 +111,9 @@ def local_relation(
         "multiplication" q*k (Eqn. 5), each summed over D.
       scale: finite number multiplying Phi, not the prior.
       normalization: "softmax" over the taps, or "none": the logit itself is the weight.
-      implementation: None works everywhere: pallas where the program is lowered for a capable GPU
-        and the kernels support the problem, else xla. A named one that cannot run here raises and
-        says why. `implementations` lists them.
+      implementation: a name of `IMPLEMENTATIONS`, or None. None works everywhere and is decided
+        when the program is lowered: pallas for a GPU that runs it, xla otherwise. A named one
+        that cannot run here raises an error with the reason.
 
     Returns:
       (B, Ho, Wo, C) in value.dtype.
@@ -93,22 +124,12 @@ def local_relation(
 
     Source: Section 3 and Eqns. 1 to 5 of the paper.
     """
-    spec = _make_spec(
+    spec = make_spec(
         kernel_size, channels_per_group, stride, dilation, similarity, scale, normalization
     )
-    _check_arrays(spec, query, key, value, prior)
-    if implementation is None:
-        implementation = _fastest(spec, query, key, value, prior)
-    elif implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; "
-            f"got {implementation!r}"
-        )
-    else:
-        support = _supports(spec, query, key, value, prior)[implementation]
-        if not support.runs:
-            raise ValueError(f"implementation {implementation!r} cannot run: {support.reason}")
-    return _run(spec, implementation, query, key, value, prior)
+    inputs = Inputs(query, key, value, prior)
+    check_inputs(spec, inputs)
+    return _run(spec, _choose(spec, inputs, implementation), inputs)
 
 
 def implementations(
@@ -125,208 +146,91 @@ def implementations(
     scale: float = 1.0,
     normalization: Normalization = "softmax",
 ) -> dict[str, Support]:
-    """Tells for every implementation whether it can run this problem here, and the reason.
+    """Reports for every implementation whether it can run this problem here, and the reason.
 
-    Takes the arguments of `local_relation` (arrays may be `jax.ShapeDtypeStruct`) and raises as it
-    does.
+    It takes the arguments of `local_relation`, where arrays may be `jax.ShapeDtypeStruct`s, and
+    raises the same errors.
 
     Returns:
       Name to `Support(runs, reason)`.
     """
-    spec = _make_spec(
+    spec = make_spec(
         kernel_size, channels_per_group, stride, dilation, similarity, scale, normalization
     )
-    _check_arrays(spec, query, key, value, prior)
-    return _supports(spec, query, key, value, prior)
+    inputs = Inputs(query, key, value, prior)
+    check_inputs(spec, inputs)
+    return {name: _support(name, spec, inputs) for name in IMPLEMENTATIONS}
 
 
-def _supports(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> dict[str, Support]:
-    why = pallas.unsupported(spec, query, key, value, prior)
-    why_here = why or pallas.unavailable()
-    return {
-        "reference": Support(True, "plain jnp: every platform, dtype and option"),
-        "xla": Support(True, "compiled by XLA: every platform, dtype and option"),
-        "pallas": Support(why_here is None, why_here or "fused kernels on this GPU"),
-        "pallas_interpret": Support(
-            why is None, why or "the fused kernels in JAX's interpreter: very slow, for tests"
-        ),
-    }
+def _support(name: str, spec: Spec, inputs: Inputs) -> Support:
+    module = IMPLEMENTATIONS[name]
+    obstacle = module.unsupported(spec, inputs) or module.unavailable()
+    return Support(obstacle is None, obstacle or module.DESCRIPTION)
 
 
-def _fastest(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> str:
-    """Names xla or leaves it to lowering ("automatic"): programs may be compiled for elsewhere."""
-    if pallas.unsupported(spec, query, key, value, prior):
-        return "xla"
-    if jax.default_backend() in ("gpu", "cuda") and pallas.unavailable():
-        return "xla"  # a GPU, but too old
-    return "automatic"
+def _choose(spec: Spec, inputs: Inputs, implementation: str | None) -> Choice:
+    """The named implementation, or the preferred one of each platform."""
+    if implementation is None:
+        found = {platform: _preferred(platform, spec, inputs) for platform in PREFERRED}
+        return Choice(DEFAULT, tuple((k, name) for k, name in found.items() if name is not None))
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; "
+            f"got {implementation!r}"
+        )
+    runs, reason = _support(implementation, spec, inputs)
+    if not runs:
+        raise ValueError(f"implementation {implementation!r} cannot run: {reason}")
+    return Choice(implementation)
 
 
-# The static arguments make one compiled function per problem: calls outside jit are fast too, and
+def _preferred(platform: str, spec: Spec, inputs: Inputs) -> str | None:
+    """The first preferred implementation that can run on a platform."""
+    here = platform == current_platform()  # else the program is compiled for another machine
+    for name in PREFERRED[platform]:
+        module = IMPLEMENTATIONS[name]
+        if module.unsupported(spec, inputs) is None and not (here and module.unavailable()):
+            return name
+    return None
+
+
+# The static arguments make one compiled function per problem. Calls outside jit are fast too, and
 # inside jit equal layers share one traced and lowered function.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _run(
-    spec: Spec,
-    implementation: str,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> jax.Array:
-    if implementation == "reference":
-        return reference.forward(spec, query, key, value, prior)
-    return _fused(spec, implementation, *vary_alike(query, key, value, prior))
+def _run(spec: Spec, choice: Choice, inputs: Inputs) -> jax.Array:
+    if choice.default in DIFFERENTIATED_BY_JAX:
+        return IMPLEMENTATIONS[choice.default].forward(spec, inputs)[0]
+    return _with_own_gradient(spec, choice, vary_alike(inputs))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(
-    spec: Spec,
-    implementation: str,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> jax.Array:
-    """An implementation with a backward pass of its own."""
-    return _fused_forward(spec, implementation, query, key, value, prior)[0]
+def _with_own_gradient(spec: Spec, choice: Choice, inputs: Inputs) -> jax.Array:
+    return _forward(spec, choice, inputs)[0]
 
 
-_GPU_MODES: dict[str, pallas.Mode] = {
-    "automatic": "automatic",
-    "pallas": "compiled",
-    "pallas_interpret": "interpreted",
-}
-
-# Saved for the backward pass: the inputs, the output and the normalizer of each pixel and group.
-# Weights are computed again from these; saving them would cost Kh*Kw/2 times as much.
-_Residuals = tuple[
-    jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, xla.Normalizer | None
-]
+def _forward(spec: Spec, choice: Choice, inputs: Inputs) -> tuple[jax.Array, Residuals]:
+    out, normalizer = _switched("forward", spec, choice)(inputs)
+    return out, Residuals(inputs, out, normalizer)
 
 
-def _fused_forward(
-    spec: Spec,
-    implementation: str,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> tuple[jax.Array, _Residuals]:
-    if implementation == "xla":
-        out, normalizer = xla.forward(spec, query, key, value, prior)
-    else:
-        mode = _GPU_MODES[implementation]
-        out, normalizer = pallas.forward(spec, mode, query, key, value, prior)
-    return out, (query, key, value, prior, out, normalizer)
+def _backward(spec: Spec, choice: Choice, residuals: Residuals, d_out: jax.Array) -> tuple[Inputs]:
+    return (_switched("backward", spec, choice)(residuals, d_out),)
 
 
-def _fused_backward(
-    spec: Spec, implementation: str, residuals: _Residuals, d_out: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    if implementation == "xla":
-        return xla.backward(spec, *residuals, d_out)
-    return pallas.backward(spec, _GPU_MODES[implementation], *residuals, d_out)
+_with_own_gradient.defvjp(_forward, _backward)
+
+Pass = Literal["forward", "backward"]
 
 
-_fused.defvjp(_fused_forward, _fused_backward)
+# Both functions are cached because JAX shares traced programs by the identity of the function. So
+# all layers of one shape are traced and lowered once.
+@functools.cache
+def _switched(direction: Pass, spec: Spec, choice: Choice) -> PyTreeFunction:
+    """One pass of the chosen implementations, behind the platform switch."""
+    platforms = {platform: _jitted(direction, spec, name) for platform, name in choice.by_platform}
+    return by_platform(default=_jitted(direction, spec, choice.default), **platforms)
 
 
-def _make_spec(
-    kernel_size: int | tuple[int, int],
-    channels_per_group: int,
-    stride: int,
-    dilation: int,
-    similarity: Similarity,
-    scale: float,
-    normalization: Normalization,
-) -> Spec:
-    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, numbers.Integral) else kernel_size
-    if not isinstance(sizes, tuple | list) or len(sizes) != 2:
-        raise TypeError(f"kernel_size must be an odd int or a pair of them, got {kernel_size!r}")
-    for size in sizes:
-        size = _positive("kernel_size", size)
-        if size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {size}; use {size - 1} or {size + 1}")
-    for name, choice, choices in (
-        ("similarity", similarity, SIMILARITIES),
-        ("normalization", normalization, NORMALIZATIONS),
-    ):
-        if choice not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}; got {choice!r}")
-    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
-        raise TypeError(
-            f"scale must be a Python number, got {scale!r}; multiply the query to learn a scale"
-        )
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale!r}")
-    return Spec(
-        kernel_size=(int(sizes[0]), int(sizes[1])),
-        channels_per_group=_positive("channels_per_group", channels_per_group),
-        stride=_positive("stride", stride),
-        dilation=_positive("dilation", dilation),
-        similarity=similarity,
-        scale=float(scale),
-        normalization=normalization,
-    )
-
-
-def _positive(name: str, number: object) -> int:
-    if isinstance(number, bool) or not isinstance(number, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {number!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-    return int(number)
-
-
-def _check_arrays(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> None:
-    arrays = {"query": query, "key": key, "value": value}
-    if prior is not None:
-        arrays["prior"] = prior
-    for name, array in arrays.items():
-        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
-            raise TypeError(f"{name} must be an array, got {type(array).__name__}")
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise TypeError(
-                f"{name} must be floating point, got {array.dtype}; cast it with .astype"
-            )
-
-    axes = {"query": "(B,Ho,Wo,G,D)", "key": "(B,H,W,G,D)", "value": "(B,H,W,C)"}
-    for name, text in axes.items():
-        shape, rank = arrays[name].shape, text.count(",") + 1
-        if len(shape) != rank:
-            raise ValueError(f"{name} must be {text}, got shape {shape}; use vmap for more axes")
-        if 0 in shape:
-            raise ValueError(f"{name} must not be empty, got shape {shape}")
-    batch, height, width, channels = value.shape
-    groups = spec.groups(channels)
-    depth = query.shape[-1]
-    wanted = {
-        "query": (batch, *spec.output_size(height, width), groups, depth),
-        "key": (batch, height, width, groups, depth),
-        "prior": (groups, *spec.kernel_size),
-    }
-    for name, shape in wanted.items():
-        if name in arrays and arrays[name].shape != shape:
-            raise ValueError(
-                f"{name} must have shape {shape}, got {arrays[name].shape}: value {value.shape}, "
-                f"channels_per_group {spec.channels_per_group} (so {groups} groups), "
-                f"stride {spec.stride}, kernel_size {spec.kernel_size}, D {depth}"
-            )
+@functools.cache
+def _jitted(direction: Pass, spec: Spec, name: str) -> PyTreeFunction:
+    return jax.jit(functools.partial(getattr(IMPLEMENTATIONS[name], direction), spec))

@@ -1,68 +1,106 @@
 """Chooses a function when a program is lowered, by the platform it is lowered for.
 
-Asking `jax.default_backend()` at trace time is wrong for a program that is traced here and
-compiled for elsewhere (`jax.export`, an absent GPU). `lax.platform_dependent` chooses at lowering
-time, but in a multi-platform export it lowers every branch for every platform, and a Pallas
-kernel has no lowering for a CPU. A primitive with one lowering rule a platform has neither fault:
-only the branch of the platform at hand is ever traced.
+`jax.default_backend()` at trace time is the wrong answer for a program that is traced here and
+compiled for elsewhere (`jax.export`, an absent GPU). `lax.platform_dependent` chooses when the
+program is lowered, but a multi-platform export then lowers every branch for every platform, and a
+Pallas kernel has no lowering for a CPU. A primitive with one lowering rule per platform has neither
+fault: only the branch of the platform at hand is ever traced.
+
+A primitive takes and returns arrays, not pytrees. So this is what happens to the query on its way
+through the switch, and to the other arrays with it:
+
+    by_platform(...)(inputs)   flattens Inputs(query, key, value, prior) to a list of arrays
+    _switch.bind(*arrays)      is one equation of the traced program; _abstract says its shapes
+    _lower(platform)           runs when the program is lowered, and picks the function
+    _flattened(function)       packs Inputs again, calls the function, flattens its results
+    by_platform(...)           packs the results as the function returned them
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-Function = Callable[..., Sequence[jax.Array]]
+# Takes and returns pytrees of arrays.
+PyTreeFunction = Callable[..., Any]
+# Takes arrays and returns a list of arrays.
+FlatFunction = Callable[..., Sequence[jax.Array]]
+Choices = tuple[tuple[str, FlatFunction], ...]
+Tree = TypeVar("Tree")
 
 _switch = Primitive("local_relation_platform_switch")
 _switch.multiple_results = True
 
 
-def by_platform(default: Function, **platforms: Function) -> Function:
+def current_platform() -> str:
+    """The platform that JAX compiles for here, by the name that lowering uses ("cuda")."""
+    backend = jax.default_backend()
+    return "cuda" if backend == "gpu" else backend
+
+
+def by_platform(default: PyTreeFunction, **platforms: PyTreeFunction) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
 
     Args:
-      default: takes arrays, returns a flat tuple of arrays. Tells the shapes of the result.
-      **platforms: "cpu" or "cuda" to a function of the same signature and results. Functions are
-        compared by identity when programs are cached: pass the same objects for the same work.
+      default: takes and returns pytrees of arrays. It also defines the shapes of the results.
+      **platforms: "cpu" or "cuda" to a function of the same signature and results. JAX compares
+        functions by identity when it caches programs: pass the same objects for the same work.
 
     Returns:
-      A function of the same signature; works under jit, vmap, pmap, shard_map and jax.export.
+      A function of the same signature. It works under jit, vmap, pmap, shard_map and jax.export.
       It has no derivative rule: it belongs inside a custom_vjp.
     """
-    choices = tuple(sorted(platforms.items()))
 
-    def call(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(_switch.bind(*arrays, default=default, choices=choices))
+    @functools.cache  # calls of one structure share the functions, and so the traced program
+    def flattened(structure: Any) -> tuple[FlatFunction, Choices]:
+        choices = {name: _flattened(f, structure) for name, f in sorted(platforms.items())}
+        return _flattened(default, structure), tuple(choices.items())
+
+    def call(*arguments: Any) -> Any:
+        arrays, structure = jax.tree.flatten(arguments)
+        plain = jax.tree.map(lambda x: _plain(jax.typeof(x)), arguments)
+        results = jax.tree.structure(jax.eval_shape(default, *plain))
+        flat_default, choices = flattened(structure)
+        out = _switch.bind(*arrays, default=flat_default, choices=choices)
+        return jax.tree.unflatten(results, out)
 
     return call
 
 
-def _abstract(*avals: Any, default: Function, choices: Any) -> Any:
-    del choices
-    # shard_map types each array by the mesh axes along which devices may hold different values.
-    # That is none of the function's business: a result may differ where any argument does.
-    plain = [_plain(x) for x in avals]
-    axes = _varying(avals)
-    kind = avals[0].manual_axis_type.update(varying=axes) if axes else None
-    results = jax.make_jaxpr(default)(*plain).out_avals
-    return [x.update_manual_axis_type(kind) if kind else x for x in results]
-
-
-def vary_alike(*arrays: Any) -> list[Any]:
+def vary_alike(tree: Tree) -> Tree:
     """Inside `jax.shard_map`: types arrays that are equal on all devices like those that differ.
 
-    So a gradient rule sees one kind of array, and the gradient of what is equal is summed.
+    So a gradient rule gets one kind of array, and the gradient of an equal array is summed.
     """
-    kinds = [None if x is None else jax.typeof(x) for x in arrays]
-    axes = _varying([x for x in kinds if x is not None])
-    out = []
-    for x, kind in zip(arrays, kinds, strict=True):
-        missing = axes - _varying([kind]) if kind is not None else None
-        out.append(jax.lax.pcast(x, tuple(missing), to="varying") if missing else x)
-    return out
+    axes = _varying([jax.typeof(x) for x in jax.tree.leaves(tree)])
+
+    def vary(x: jax.Array) -> jax.Array:
+        missing = axes - _varying([jax.typeof(x)])
+        return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def _flattened(function: PyTreeFunction, structure: Any) -> FlatFunction:
+    """The function with the leaves of its arguments and results."""
+
+    def flat(*arrays: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(function(*jax.tree.unflatten(structure, arrays)))
+
+    return flat
+
+
+def _abstract(*avals: Any, default: FlatFunction, choices: Choices) -> Any:
+    del choices
+    # shard_map types each array by the mesh axes along which devices may hold different values.
+    # The function does not see these types. A result may differ where any argument does.
+    axes = _varying(avals)
+    kind = avals[0].manual_axis_type.update(varying=axes) if axes else None
+    results = jax.make_jaxpr(default)(*(_plain(x) for x in avals)).out_avals
+    return [x.update_manual_axis_type(kind) if kind else x for x in results]
 
 
 def _plain(aval: Any) -> Any:
@@ -78,16 +116,17 @@ def _evaluate(*arrays: Any, **params: Any) -> Any:
     return jax.jit(lambda *a: _switch.bind(*a, **params))(*arrays)
 
 
-def _batch(arrays: Any, axes: Any, *, default: Function, choices: Any) -> Any:
-    mapped = {name: jax.vmap(function, in_axes=axes) for name, function in choices}
-    out = by_platform(jax.vmap(default, in_axes=axes), **mapped)(*arrays)
+def _batch(arrays: Any, axes: Any, *, default: FlatFunction, choices: Choices) -> Any:
+    mapped = tuple((name, jax.vmap(function, in_axes=axes)) for name, function in choices)
+    out = _switch.bind(*arrays, default=jax.vmap(default, in_axes=axes), choices=mapped)
     return out, [0] * len(out)
 
 
 def _lower(platform: str | None) -> Callable[..., Any]:
-    def rule(ctx: Any, *arrays: Any, default: Function, choices: Any) -> Any:
-        function = dict(choices).get(platform, default)
+    def rule(ctx: Any, *arrays: Any, default: FlatFunction, choices: Choices) -> Any:
+        function = default
         if platform is not None:  # nested primitives see this platform alone
+            function = dict(choices).get(platform, default)
             module = ctx.module_context.replace(platforms=(platform,))
             ctx = ctx.replace(module_context=module, platforms=(platform,))
         ctx = ctx.replace(

@@ -1,13 +1,26 @@
 """The specification: local relation in plain jnp, windows unfolded, differentiated by JAX.
 
-Slow and hungry on purpose (it holds every window), so that each line can be checked against the
-paper. The other implementations are tested against this one.
+It is slow and holds every window in memory, so that each line can be checked against the paper.
+The other implementations are tested against this one.
 """
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.spec import Spec, compute_dtype
+from pallas_kernels.spec import Inputs, Residuals, Spec, compute_dtype
+
+DESCRIPTION = "plain jnp: every platform, dtype and option"
+
+
+def unsupported(spec: Spec, inputs: Inputs) -> str | None:
+    """None: it runs every problem."""
+    del spec, inputs
+    return None
+
+
+def unavailable() -> str | None:
+    """None: it runs on every machine."""
+    return None
 
 
 def unfold(array: jax.Array, spec: Spec) -> jax.Array:
@@ -24,19 +37,14 @@ def unfold(array: jax.Array, spec: Spec) -> jax.Array:
     return jnp.stack(taps, axis=3)
 
 
-def forward(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> jax.Array:
-    """Eqns. 1 and 2 as they stand; shapes as in `local_relation`.
+def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, None]:
+    """Eqns. 1 and 2 as they are written; shapes as in `local_relation`. There is no normaliser.
 
     Taps outside the image are excluded from the softmax and contribute nothing. (The authors'
     released op gives them a logit of -100 instead: the same weights for ordinary logits.)
     """
-    dtype = compute_dtype(query, key, value, prior)
+    query, key, value, prior = inputs
+    dtype = compute_dtype(*inputs)
     batch, ho, wo, groups, _ = query.shape
     channels = value.shape[-1]
 
@@ -57,4 +65,11 @@ def forward(
     values = unfold(values, spec)
     values = values.reshape(batch, ho, wo, spec.taps, groups, spec.channels_per_group)
     out = jnp.einsum("bhwgk,bhwkgm->bhwgm", weights, values, precision="highest")
-    return out.reshape(batch, ho, wo, -1)[..., :channels].astype(value.dtype)
+    return out.reshape(batch, ho, wo, -1)[..., :channels].astype(value.dtype), None
+
+
+def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
+    """The gradients of the inputs, as JAX derives them from `forward`."""
+    _, vjp = jax.vjp(lambda inputs: forward(spec, inputs)[0], residuals.inputs)
+    [gradients] = vjp(d_out)
+    return gradients

@@ -1,8 +1,8 @@
-"""What one local relation computes, as plain data shared by every implementation."""
+"""What one local relation computes, as plain data, and the face of every implementation."""
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,14 +31,14 @@ class Inputs(NamedTuple):
 
 
 class Normalizer(NamedTuple):
-    """What a softmax divides by: weight = exp(logit - shift) * factor.
+    """What turns logits into softmax weights: weight = exp(logit - shift) * factor.
 
-    The logarithm of the sum alone would not do: next to a logit of 1e6 the last bit of its float32
-    is worth 6 % of a weight.
+    The logarithm of the sum alone is not precise enough. Next to a logit of 1e6 the last bit of
+    its float32 is worth 6 % of a weight.
 
     Attributes:
-      shift: (B, Ho, Wo, G), float32 or the compute dtype.
-      factor: likewise.
+      shift: (B, Ho, Wo, G) in the compute dtype.
+      factor: (B, Ho, Wo, G) in the compute dtype.
     """
 
     shift: jax.Array
@@ -46,14 +46,14 @@ class Normalizer(NamedTuple):
 
 
 class Residuals(NamedTuple):
-    """What the backward pass needs. Weights are computed again from it.
+    """What the backward pass needs. It computes the weights again from this.
 
     Saving the weights would cost Kh * Kw / 2 times as much memory.
 
     Attributes:
-      inputs: of the forward pass.
-      out: (B, Ho, Wo, C), its output.
-      normalizer: None without softmax.
+      inputs: the inputs of the forward pass.
+      out: (B, Ho, Wo, C), the output of the forward pass.
+      normalizer: the normaliser of the forward pass; None without softmax.
     """
 
     inputs: Inputs
@@ -66,8 +66,8 @@ class Spec:
     """The static part of a local relation; hashable, so that it can key a jit cache.
 
     Attributes:
-      kernel_size: (Kh, Kw), both odd. Tap (a, b) looks at offset
-        (dilation * (a - Kh // 2), dilation * (b - Kw // 2)): row-major, no flip.
+      kernel_size: (Kh, Kw), both odd. Tap (a, b) reads the input at the offset
+        (dilation * (a - Kh // 2), dilation * (b - Kw // 2)). Taps are row-major and not flipped.
       channels_per_group: M, how many value channels share one weight; the last group may be
         partial.
       stride: output pixel (i, j) is centred on input pixel (i * stride, j * stride).
@@ -107,7 +107,7 @@ class Spec:
     def component(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """One summand of Phi, Eqns. 3 to 5 for scalars, elementwise and unscaled.
 
-        (q - k)^2 is never expanded: q^2 - 2qk + k^2 loses the digits that the softmax lives on.
+        (q - k)^2 is never expanded. q^2 - 2qk + k^2 cancels, and loses digits of the logit.
         """
         if self.similarity == "squared_difference":
             return -((query - key) ** 2)
@@ -127,3 +127,27 @@ def compute_dtype(*arrays: jax.Array | None) -> jnp.dtype:
     """The dtype of similarity, softmax and accumulation: float32, or float64 if an input is."""
     dtypes = [array.dtype for array in arrays if array is not None]
     return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
+
+
+class Implementation(Protocol):
+    """The face of an implementation: a module with these four functions and a description."""
+
+    DESCRIPTION: str
+    """What it is and where it runs, in half a sentence."""
+
+    def unsupported(self, spec: Spec, inputs: Inputs) -> str | None:
+        """Returns why no machine can run this problem with it, and the mend; None if one can.
+
+        The inputs may be `jax.ShapeDtypeStruct`s.
+        """
+
+    def unavailable(self) -> str | None:
+        """Returns why this machine cannot run it, and the mend; None if it can."""
+
+    def forward(self, spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
+        """Returns the output (B, Ho, Wo, C) in value.dtype, and the normaliser with softmax."""
+        ...
+
+    def backward(self, spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
+        """Returns the gradients of the inputs, each in the shape and dtype of its array."""
+        ...

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import reference
+from pallas_kernels.spec import Inputs, Residuals
 from pallas_kernels.tools.shapes import Shape, make_cotangent, make_inputs
 
 RESULTS = ("out", "d_query", "d_key", "d_value", "d_prior")
@@ -73,15 +74,11 @@ def _expected(shape: Shape) -> Any:
     return jax.jit(lambda *arrays: (reference_results(shape, *arrays), gross(shape, *arrays)))
 
 
-def gross(
-    shape: Shape, inputs: tuple[jax.Array | None, ...], d_out: jax.Array
-) -> dict[str, jax.Array]:
+def gross(shape: Shape, inputs: Inputs, d_out: jax.Array) -> dict[str, jax.Array]:
     """The largest sum of the terms' magnitudes in each result: what rounding errors scale with."""
     spec = shape.spec
-    query, key, value, g = (
-        jnp.asarray(x, jnp.float32) for x in (inputs[0], inputs[1], inputs[2], d_out)
-    )
-    prior = None if inputs[3] is None else inputs[3].astype(jnp.float32)
+    inputs, g = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, d_out))
+    query, key, value, prior = inputs
     channels = spec.groups(shape.channels) * spec.channels_per_group
 
     def per_group(x: jax.Array) -> jax.Array:
@@ -99,9 +96,7 @@ def gross(
     gs = jnp.abs(per_group(g))
     dots = jnp.einsum("bhwgm,bhwkgm->bhwgk", gs, jnp.abs(values))
     if softmax:
-        delta = jnp.sum(
-            gs * jnp.abs(per_group(reference.forward(spec, query, key, value, prior))), axis=-1
-        )
+        delta = jnp.sum(gs * jnp.abs(per_group(reference.forward(spec, inputs)[0])), axis=-1)
         d_logits = weights * (dots + delta[..., None])
     else:
         d_logits = dots * inside
@@ -130,16 +125,12 @@ def per_group_taps(values: jax.Array, channels: int, groups: int) -> jax.Array:
 
 
 def reference_results(
-    shape: Shape, inputs: tuple[jax.Array | None, ...], d_out: jax.Array
+    shape: Shape, inputs: Inputs, d_out: jax.Array
 ) -> tuple[jax.Array | None, ...]:
     """The five `RESULTS` of reference.py, computed and kept in float32."""
-    wide = [None if x is None else x.astype(jnp.float32) for x in inputs]
-
-    def run(*inputs: Any) -> jax.Array:
-        return reference.forward(shape.spec, *inputs)
-
-    out, vjp = jax.vjp(run, *wide)
-    return out, *vjp(d_out.astype(jnp.float32))
+    inputs, d_out = jax.tree.map(lambda x: x.astype(jnp.float32), (inputs, d_out))
+    out, normalizer = reference.forward(shape.spec, inputs)
+    return out, *reference.backward(shape.spec, Residuals(inputs, out, normalizer), d_out)
 
 
 def cut(shape: Shape) -> Shape:

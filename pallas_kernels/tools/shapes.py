@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.spec import Spec
+from pallas_kernels.spec import Inputs, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +172,7 @@ ODD: tuple[Shape, ...] = (
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*NETWORKS, *ODD)}
 
 
-def make_inputs(
-    shape: Shape, dtype: Any = jnp.float32, seed: int = 0
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
+def make_inputs(shape: Shape, dtype: Any = jnp.float32, seed: int = 0) -> Inputs:
     """Normal numbers for query, key, value and prior, rounded from the same float64 draws.
 
     Args:
@@ -183,14 +181,14 @@ def make_inputs(
       seed: of the draws; equal for every dtype.
 
     Returns:
-      The four arrays of `local_relation`; prior is None where the shape has none.
+      The four arrays of `local_relation`; the prior is None where the shape has none.
     """
     draw = np.random.default_rng(seed).standard_normal
     query, key, value = (
         jnp.asarray(draw(size), dtype) for size in (shape.query, shape.key, shape.value)
     )
     prior = None if shape.prior is None else jnp.asarray(draw(shape.prior), dtype)
-    return query, key, value, prior
+    return Inputs(query, key, value, prior)
 
 
 def make_cotangent(shape: Shape, dtype: Any = jnp.float32, seed: int = 1) -> jax.Array:

@@ -1,90 +1,67 @@
 """Local relation for every platform that XLA compiles for: lean in memory, with its own backward.
 
-One image and one block of output rows at a time, so temporary memory does not grow with the
-batch and stays in cache; weights are computed again in the backward pass, never saved.
+One image and one block of output rows is worked on at a time. So temporary memory does not grow
+with the batch and fits the cache. The backward pass computes the weights again; they are never
+saved.
 
-XLA:CPU fuses greedily: it would compute each maximum and each exponential again inside every
+XLA:CPU fuses greedily. It would compute each maximum and each exponential again inside every
 consumer, and it drops optimisation barriers before it fuses. So on a CPU each stage is a call that
-is not inlined. Elsewhere the same stages are plain functions, which is what those compilers want.
+is not inlined. Elsewhere the same stages are plain functions, which suits those compilers.
 """
 
 import functools
 
 import jax
 
-from pallas_kernels.platform_switch import by_platform
-from pallas_kernels.spec import Spec
+from pallas_kernels.platform_switch import PyTreeFunction, by_platform
+from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 from pallas_kernels.xla import backward_pass, forward_pass
 from pallas_kernels.xla.stages import Plan
 
-Normalizer = tuple[jax.Array, jax.Array]
+DESCRIPTION = "compiled by XLA: every platform, dtype and option"
 
-# Query elements (pixels times groups) of a row block. CPU: the block's weights stay in the second
-# and third level caches, and the loops are long enough to fill vectors; measured on LR-Net shapes.
-# Elsewhere: few large steps, since each one is a kernel launch.
+# Query elements (pixels times groups) of a row block. On a CPU the block's weights fit the second
+# and third level caches, and the loops are long enough to fill vectors; this was measured on the
+# shapes of LR-Net. Elsewhere a few large steps are best, since each one is a kernel launch.
 CPU_FORWARD = Plan(block=20_000, isolate=True)
 CPU_BACKWARD = Plan(block=10_000, isolate=True)
 DEFAULT = Plan(block=500_000, isolate=False)
 
 
-def forward(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-) -> tuple[jax.Array, Normalizer | None]:
-    """The output, and what the backward pass needs to compute the weights again.
-
-    Args:
-      spec: the static options.
-      query: (B, Ho, Wo, G, D).
-      key: (B, H, W, G, D).
-      value: (B, H, W, C).
-      prior: (G, Kh, Kw) or None.
-
-    Returns:
-      out: (B, Ho, Wo, C) in value.dtype.
-      normalizer: None without softmax, else two (B, Ho, Wo, G) arrays (shift, factor) in the
-        compute dtype with weight = exp(logit - shift) * factor. The log of the softmax denominator
-        alone would not do: next to a logit of 1e6 its last bit in float32 is worth 6 % of a weight.
-    """
-    arrays = (query, key, value) if prior is None else (query, key, value, prior)
-    out, *normalizer = _forward(spec)(*arrays)
-    return out, (normalizer[0], normalizer[1]) if normalizer else None
+def unsupported(spec: Spec, inputs: Inputs) -> str | None:
+    """None: it runs every problem."""
+    del spec, inputs
+    return None
 
 
-def backward(
-    spec: Spec,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    prior: jax.Array | None,
-    out: jax.Array,
-    normalizer: Normalizer | None,
-    d_out: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array | None]:
-    """Gradients of query, key, value and prior, each in the dtype of its array."""
-    arrays = [query, key, value, out, d_out, *(normalizer or ())]
-    if prior is not None:
-        arrays.append(prior)
-    d_query, d_key, d_value, *d_prior = _backward(spec, prior is not None)(*arrays)
-    return d_query, d_key, d_value, d_prior[0] if d_prior else None
+def unavailable() -> str | None:
+    """None: it runs on every machine."""
+    return None
 
 
-# Cached, because traced programs are shared by the identity of the function: all layers of one
+def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
+    """The output, and the normaliser for the backward pass in the compute dtype."""
+    return _forward(spec)(inputs)
+
+
+def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
+    """The gradients of the inputs, each in the dtype of its array."""
+    return _backward(spec)(residuals, d_out)
+
+
+# Cached because JAX shares traced programs by the identity of the function. So all layers of one
 # shape are traced and lowered once.
 @functools.cache
-def _forward(spec: Spec) -> forward_pass.Function:
-    def run(plan: Plan) -> forward_pass.Function:
-        return jax.jit(functools.partial(forward_pass.run, spec, plan))
+def _forward(spec: Spec) -> PyTreeFunction:
+    def with_plan(plan: Plan) -> PyTreeFunction:
+        return jax.jit(functools.partial(forward_pass.run, plan, spec))
 
-    return by_platform(default=run(DEFAULT), cpu=run(CPU_FORWARD))
+    return by_platform(default=with_plan(DEFAULT), cpu=with_plan(CPU_FORWARD))
 
 
 @functools.cache
-def _backward(spec: Spec, has_prior: bool) -> backward_pass.Function:
-    def run(plan: Plan) -> backward_pass.Function:
-        return jax.jit(functools.partial(backward_pass.run, spec, has_prior, plan))
+def _backward(spec: Spec) -> PyTreeFunction:
+    def with_plan(plan: Plan) -> PyTreeFunction:
+        return jax.jit(functools.partial(backward_pass.run, plan, spec))
 
-    return by_platform(default=run(DEFAULT), cpu=run(CPU_BACKWARD))
+    return by_platform(default=with_plan(DEFAULT), cpu=with_plan(CPU_BACKWARD))

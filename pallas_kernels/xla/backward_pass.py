@@ -5,200 +5,233 @@ With e = exp(logit - shift), weight w = e * factor, and g the gradient of the ou
     d_logit[p, t] = w[p, t] * ( sum over c of g[p, c] * (value[p + t, c] - out[p, c]) )
                   = e[p, t] * sum over c of u[p, c] * x[p + t, c]
 
-where u = factor * g and x = value, each with one channel more: u gets -factor * (g . out), x gets
-1 inside the image and 0 outside. So u is scaled once a pixel, not once a tap, and taps outside
-the image drop out without a mask. Without softmax u = g, x = value, and e is the logit.
+where u = factor * g and x = value, each with one more channel: that of u is -factor * (g . out),
+that of x is 1 inside the image and 0 outside. So u is scaled once a pixel, not once a tap, and taps
+outside the image drop out without a mask. Without softmax u = g, x = value, and e is the logit.
 
-An output rounded to bfloat16 would make g . out the largest error of all (2.6 times the rounding of
-the result, measured on d_query): then it is summed over the taps in a pass of its own.
+If the output was rounded to bfloat16, g . out would be the largest error of all: 2.6 times the
+rounding of the result, measured on d_query. Then a pass of its own sums g . out over the taps.
 
-Layout: channels first, then (row, column, group) as ONE axis in which a tap is a shift. A row has
-Wq columns: Wo outputs, then a gap as wide as a window reaches; it is the right border of its row
-and the left border of the next. A block of R rows has N = R * Wq * G elements; F elements in front
-hold the gap before its first row, and sources need F behind.
+layout.py says how (row, column, group) become one axis, and what F and N are.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.spec import Spec, compute_dtype
-from pallas_kernels.xla.stages import (
-    Plan,
-    combine,
-    over_images,
-    overhang,
-    pad_channels,
-    pad_image,
-    scaled_phi,
-    shift,
-)
-
-Function = Callable[..., Sequence[jax.Array]]
-
-# Sums over the channels of a group are written out up to this many, 16 and one for the border.
-WRITTEN_OUT = 17
+from pallas_kernels.spec import Inputs, Residuals, Spec, compute_dtype
+from pallas_kernels.xla import backward_stages
+from pallas_kernels.xla.geometry import Geometry
+from pallas_kernels.xla.layout import Layout
+from pallas_kernels.xla.stages import Plan, over_images, pad_channels, phase_and_steps
 
 
-def run(spec: Spec, has_prior: bool, plan: Plan, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Gradients of query, key, value and, if there is one, prior.
-
-    Args:
-      spec: the static options.
-      has_prior: whether a prior comes last.
-      plan: how to cut the work.
-      *arrays: query, key, value, out, d_out, then shift and factor with softmax, then the prior.
-    """
-    prior = arrays[-1] if has_prior else None
-    batched = arrays[:-1] if has_prior else arrays
-    query, key, value, *_ = batched
-    dtype = compute_dtype(query, key, value, prior)
-    groups = query.shape[3]
-    bias = jnp.zeros((groups, *spec.kernel_size), dtype) if prior is None else prior.astype(dtype)
-
-    def image(*arrays: jax.Array) -> tuple[jax.Array, ...]:
-        return _image(spec, plan, bias, *arrays)
-
-    d_query, d_key, d_value, d_bias = over_images(image, batched)
+def run(plan: Plan, spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
+    """The gradients of the inputs (see `xla.backward`), with the work cut by a plan."""
+    inputs = residuals.inputs
+    dtype, prior = compute_dtype(*inputs), inputs.prior
+    layout = Layout(Geometry.of(spec, plan, inputs, gaps=True))
+    zeros = (layout.geometry.groups, *spec.kernel_size)
+    bias = jnp.zeros(zeros, dtype) if prior is None else prior.astype(dtype)
+    batched = residuals._replace(inputs=inputs._replace(prior=None))
+    image = functools.partial(_image, layout, plan, bias)
+    gradients = over_images(lambda arrays: image(*arrays), (batched, d_out))
     if prior is None:
-        return d_query, d_key, d_value
-    return d_query, d_key, d_value, d_bias.sum(0).astype(prior.dtype)
+        return gradients._replace(prior=None)
+    return gradients._replace(prior=gradients.prior.sum(0).astype(prior.dtype))
+
+
+class _Arrays(NamedTuple):
+    """What the blocks of one image read, in the compute dtype.
+
+    Attributes:
+      q: (D, F + blocks*N), targets.
+      k: (stride, stride, D, F + Hq*Wq*G + F), sources.
+      u: (M+1, F + blocks*N) targets, the u of the module's equation; M without softmax.
+      x: (stride, stride, M+1, F + Hq*Wq*G + F), sources; M without softmax.
+      bias: (Kh, Kw, F + N), the prior for every target of a block.
+      shift: (F + blocks*N,) of the normaliser; None without softmax.
+      factor: likewise, where g . out must be summed over the taps; None elsewhere.
+    """
+
+    q: jax.Array
+    k: jax.Array
+    u: jax.Array
+    x: jax.Array
+    bias: jax.Array
+    shift: jax.Array | None
+    factor: jax.Array | None
+
+
+class _Sums(NamedTuple):
+    """Gradients in the layouts of the arrays that they belong to, but without F elements around."""
+
+    q: jax.Array
+    k: jax.Array
+    x: jax.Array
+    bias: jax.Array
 
 
 def _image(
-    spec: Spec,
-    plan: Plan,
-    bias: jax.Array,
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    out: jax.Array,
-    d_out: jax.Array,
-    *normalizer: jax.Array,
-) -> tuple[jax.Array, ...]:
+    layout: Layout, plan: Plan, bias: jax.Array, residuals: Residuals, d_out: jax.Array
+) -> Inputs:
     """Gradients of one image; arrays without the batch axis."""
-    dtype = bias.dtype
-    exact_out = out.dtype == dtype
-    height, width, channels = value.shape
-    ho, wo, groups, depth = query.shape
-    (kh, kw), s, m = spec.kernel_size, spec.stride, spec.channels_per_group
-    over_h, over_w = overhang(spec)
-    wq = wo + over_w
-    row = wq * groups
-    front = over_w * groups
-    rows, blocks = plan.rows(ho, row)
-    hq = blocks * rows + over_h
-    n = rows * row
-    total = front + n  # elements of a block's targets; its sources have front more
+    geometry, inputs = layout.geometry, residuals.inputs
+    spec, (_, wo) = geometry.spec, geometry.out_size
+    arrays = _prepare(layout, bias, residuals, d_out)
+    (kh, kw), s, sources = spec.kernel_size, spec.stride, layout.source_rows * layout.row
+    zeros = _Sums(
+        jnp.zeros((geometry.depth, geometry.blocks * layout.n), bias.dtype),
+        jnp.zeros((s, s, geometry.depth, sources), bias.dtype),
+        jnp.zeros((s, s, spec.channels_per_group, sources), bias.dtype),
+        jnp.zeros((kh, kw, layout.row), bias.dtype),
+    )
+    block = functools.partial(_add_block, layout, plan, arrays)
+    sums = lax.fori_loop(0, geometry.blocks, block, zeros)
+    d_query = layout.from_targets(sums.q)
+    d_value = layout.from_sources(sums.x).reshape(*inputs.value.shape[:2], -1)
+    d_bias = sums.bias.reshape(kh, kw, -1, geometry.groups)[:, :, :wo].sum(2)
+    return Inputs(
+        d_query.astype(inputs.query.dtype),
+        layout.from_sources(sums.k).astype(inputs.key.dtype),
+        d_value[..., : geometry.channels].astype(inputs.value.dtype),
+        jnp.moveaxis(d_bias, 2, 0),
+    )
 
-    def targets(x: jax.Array) -> jax.Array:
-        """(L,Ho,Wo,G) -> (L, F + blocks*N): zeros in the gaps, in front, in rows to spare."""
-        x = jnp.pad(x, ((0, 0), (0, blocks * rows - ho), (0, over_w), (0, 0)))
-        return jnp.pad(x.reshape(x.shape[0], -1), ((0, 0), (front, 0)))
 
-    def sources(x: jax.Array) -> jax.Array:
-        """(L,H,W,G) -> (row phase, column phase, L, F + Hq*Wq*G + F)."""
-        x = pad_image(spec, x, hq * s, wq * s, axis=1)
-        phases = [[x[:, y::s, z::s].reshape(x.shape[0], -1) for z in range(s)] for y in range(s)]
-        x = jnp.stack([jnp.stack(of_row) for of_row in phases])
-        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (front, front)))
-
+def _prepare(layout: Layout, bias: jax.Array, residuals: Residuals, d_out: jax.Array) -> _Arrays:
+    spec, dtype = layout.geometry.spec, bias.dtype
+    query, key, value, _ = residuals.inputs
     # Channels go first before any padding: transposing a padded array is several times slower.
-    q = targets(jnp.moveaxis(query.astype(dtype), -1, 0))
-    k = sources(jnp.moveaxis(key.astype(dtype), -1, 0))
+    q = layout.targets(jnp.moveaxis(query.astype(dtype), -1, 0))
+    k = layout.sources(jnp.moveaxis(key.astype(dtype), -1, 0))
     u = _channels_first(spec, d_out.astype(dtype))
     x = _channels_first(spec, value.astype(dtype))
-    if normalizer:
-        largest, factor = normalizer
+    shift = factor = None
+    if residuals.normalizer is not None:
+        shift, factor = residuals.normalizer
+        exact_out = residuals.out.dtype == dtype
         if exact_out:
-            dot = _over_channels(u * _channels_first(spec, out))
+            dot = backward_stages.over_channels(u * _channels_first(spec, residuals.out))
         else:
             dot = jnp.zeros_like(factor)
         u = jnp.concatenate([u, -dot[None]]) * factor
         x = jnp.concatenate([x, jnp.ones_like(x[:1])])
-        largest, factor = targets(largest[None]), targets(factor[None])
-    u, x = targets(u), sources(x)
+        shift = layout.targets(shift[None])[0]
+        factor = None if exact_out else layout.targets(factor[None])[0]
+    u, x = layout.targets(u), layout.sources(x)
 
-    bias = jnp.broadcast_to(jnp.moveaxis(bias, 0, 2)[:, :, None], (kh, kw, wq, groups))
-    bias = jnp.tile(bias.reshape(kh, kw, row), (1, 1, rows))
-    bias = jnp.pad(bias, ((0, 0), (0, 0), (front, 0)))
+    kh, kw, groups = *spec.kernel_size, layout.geometry.groups
+    bias = jnp.moveaxis(bias, 0, 2)[:, :, None]
+    bias = jnp.broadcast_to(bias, (kh, kw, layout.geometry.columns, groups))
+    bias = jnp.tile(bias.reshape(kh, kw, layout.row), (1, 1, layout.geometry.rows))
+    bias = jnp.pad(bias, ((0, 0), (0, 0), (layout.front, 0)))
+    return _Arrays(q, k, u, x, bias, shift, factor)
 
-    def block(i: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        start = i * n
-        q_block, u_block = (lax.dynamic_slice_in_dim(a, start, total, 1) for a in (q, u))
-        shifts = [lax.dynamic_slice_in_dim(largest, start, total, 1)[0]] if normalizer else []
 
-        def read(a: jax.Array) -> tuple[tuple, jax.Array, jax.Array, jax.Array]:
-            """What window row a reads: its place in the sources, keys, values, and e."""
-            phase, steps = shift(spec, a)
-            place = (phase, 0, 0, start + steps * row)
-            k_row, x_row = (
-                lax.dynamic_slice(z, place, (1, s, z.shape[2], total + front))[0] for z in (k, x)
-            )
-            bias_row = lax.dynamic_index_in_dim(bias, a, keepdims=False)
-            e = plan.stage(_weights, spec, groups)(q_block, k_row, bias_row, *shifts)
-            return place, k_row, x_row, e
+class _WindowRow(NamedTuple):
+    """What the targets of a block read through one row of their windows.
 
-        if normalizer and not exact_out:
+    Attributes:
+      place: where that starts in the sources.
+      k: (stride, D, F + N + F).
+      x: (stride, M+1, F + N + F); M without softmax.
+      e: (Kw, F + N), the factors e.
+    """
 
-            def add_dot(a: jax.Array, dot: jax.Array) -> jax.Array:
-                _, _, x_row, e = read(a)
-                return dot + plan.stage(_d_logits, spec, groups)(e, u_block, x_row).sum(0)
+    place: tuple
+    k: jax.Array
+    x: jax.Array
+    e: jax.Array
 
-            dot = lax.fori_loop(0, kh, add_dot, jnp.zeros((total,), dtype))
-            dot = dot * lax.dynamic_slice_in_dim(factor, start, total, 1)[0]
-            u_block = u_block.at[-1].set(-dot)
 
-        def window_row(a: jax.Array, totals: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            d_q_block, d_k, d_x, d_bias = totals
-            place, k_row, x_row, e = read(a)
-            d_logits = plan.stage(_d_logits, spec, groups)(e, u_block, x_row)
-            d_q_row = plan.stage(_d_query, spec, groups)(d_logits, q_block, k_row)
-            d_k_row = plan.stage(_d_key, spec, groups, front)(d_logits, q_block, k_row)
-            d_x_row = plan.stage(_d_value, spec, groups, front)(e, u_block)
-            d_bias_row = plan.stage(_d_bias, rows, front)(d_logits)
-            return (
-                d_q_block + d_q_row,
-                _add_at(d_k, d_k_row[None], place),
-                _add_at(d_x, d_x_row[None], place),
-                _add_at(d_bias, d_bias_row[None], (a, 0, 0)),
-            )
+class _Block(NamedTuple):
+    """One block of targets.
 
-        d_q, *rest = totals
-        d_q_block, *rest = lax.fori_loop(0, kh, window_row, (jnp.zeros_like(q_block), *rest))
-        d_q = lax.dynamic_update_slice(d_q, d_q_block[:, front:], (0, start))
-        return d_q, *rest
+    Attributes:
+      layout: of the image.
+      plan: how stages are called.
+      arrays: of the image.
+      start: where the block starts in the axis of all targets.
+      q: (D, F + N).
+      u: (M+1, F + N); M without softmax.
+    """
 
-    sums = (
-        (depth, blocks * n),
-        (s, s, depth, hq * row),
-        (s, s, m, hq * row),
-        (kh, kw, row),
-    )
-    d_q, d_k, d_x, d_bias = lax.fori_loop(
-        0, blocks, block, tuple(jnp.zeros(shape, dtype) for shape in sums)
-    )
+    layout: Layout
+    plan: Plan
+    arrays: _Arrays
+    start: jax.Array
+    q: jax.Array
+    u: jax.Array
 
-    def from_sources(x: jax.Array) -> jax.Array:
-        """(row phase, column phase, L, Hq*Wq*G) -> (H,W,G,L)."""
-        x = x.reshape(s, s, -1, hq, wq, groups).transpose(3, 0, 4, 1, 5, 2)
-        x = x.reshape(hq * s, wq * s, groups, -1)
-        ph, pw = spec.padding
-        # Where a stride exceeds the window, input that no tap reads was cropped.
-        x = x[ph : ph + height, pw : pw + width]
-        return jnp.pad(x, ((0, height - x.shape[0]), (0, width - x.shape[1]), (0, 0), (0, 0)))
+    def stage(self, function: Callable, *static: object) -> Callable[..., jax.Array]:
+        """A stage of this problem."""
+        geometry = self.layout.geometry
+        return self.plan.stage(function, geometry.spec, geometry.groups, *static)
 
-    d_q = jnp.moveaxis(d_q.reshape(depth, blocks * rows, wq, groups)[:, :ho, :wo], 0, -1)
-    d_value = from_sources(d_x).reshape(height, width, groups * m)[..., :channels]
-    d_bias = d_bias.reshape(kh, kw, wq, groups)[:, :, :wo].sum(2)
-    return (
-        d_q.astype(query.dtype),
-        from_sources(d_k).astype(key.dtype),
-        d_value.astype(value.dtype),
-        jnp.moveaxis(d_bias, 2, 0),
-    )
+    def targets(self, x: jax.Array) -> jax.Array:
+        """The block's part of an array of all targets."""
+        return lax.dynamic_slice_in_dim(x, self.start, self.layout.total, x.ndim - 1)
+
+    def read(self, a: jax.Array) -> _WindowRow:
+        """Reads window row a."""
+        spec, layout, arrays = self.layout.geometry.spec, self.layout, self.arrays
+        phase, steps = phase_and_steps(spec, a)
+        place = (phase, 0, 0, self.start + steps * layout.row)
+        k, x = (
+            lax.dynamic_slice(
+                sources, place, (1, spec.stride, sources.shape[2], layout.total + layout.front)
+            )[0]
+            for sources in (arrays.k, arrays.x)
+        )
+        bias = lax.dynamic_index_in_dim(arrays.bias, a, keepdims=False)
+        shift = [] if arrays.shift is None else [self.targets(arrays.shift)]
+        return _WindowRow(place, k, x, self.stage(backward_stages.weights)(self.q, k, bias, *shift))
+
+    def with_dot(self, factor: jax.Array) -> "_Block":
+        """The block with g . out in u, summed over the taps."""
+
+        def add(a: jax.Array, dot: jax.Array) -> jax.Array:
+            row = self.read(a)
+            return dot + self.stage(backward_stages.d_logits)(row.e, self.u, row.x).sum(0)
+
+        kh = self.layout.geometry.spec.kernel_size[0]
+        dot = lax.fori_loop(0, kh, add, jnp.zeros((self.layout.total,), factor.dtype))
+        return self._replace(u=self.u.at[-1].set(-(dot * self.targets(factor))))
+
+    def add_window_row(self, a: jax.Array, sums: _Sums) -> _Sums:
+        """Adds the gradients through window row a; `sums.q` is that of the block."""
+        layout, front = self.layout, self.layout.front
+        row = self.read(a)
+        d_logits = self.stage(backward_stages.d_logits)(row.e, self.u, row.x)
+        d_q = self.stage(backward_stages.d_query)(d_logits, self.q, row.k)
+        d_k = self.stage(backward_stages.d_key, front)(d_logits, self.q, row.k)
+        d_x = self.stage(backward_stages.d_value, front)(row.e, self.u)
+        d_bias = self.plan.stage(backward_stages.d_bias, layout.geometry.rows, front)(d_logits)
+        return _Sums(
+            sums.q + d_q,
+            _add_at(sums.k, d_k[None], row.place),
+            _add_at(sums.x, d_x[None], row.place),
+            _add_at(sums.bias, d_bias[None], (a, 0, 0)),
+        )
+
+
+def _add_block(layout: Layout, plan: Plan, arrays: _Arrays, i: jax.Array, sums: _Sums) -> _Sums:
+    """Adds the gradients that block i contributes."""
+    start = i * layout.n
+    q, u = (lax.dynamic_slice_in_dim(x, start, layout.total, 1) for x in (arrays.q, arrays.u))
+    block = _Block(layout, plan, arrays, start, q, u)
+    if arrays.factor is not None:
+        block = block.with_dot(arrays.factor)
+    of_block = sums._replace(q=jnp.zeros_like(q))
+    kh = layout.geometry.spec.kernel_size[0]
+    of_block = lax.fori_loop(0, kh, block.add_window_row, of_block)
+    d_q = lax.dynamic_update_slice(sums.q, of_block.q[:, layout.front :], (0, start))
+    return of_block._replace(q=d_q)
 
 
 def _channels_first(spec: Spec, x: jax.Array) -> jax.Array:
@@ -207,103 +240,6 @@ def _channels_first(spec: Spec, x: jax.Array) -> jax.Array:
     return jnp.moveaxis(x.reshape(*x.shape[:2], -1, spec.channels_per_group), -1, 0)
 
 
-def _over_channels(products: jax.Array) -> jax.Array:
-    """Sums (L, ...) over L, written out where L is small: XLA:CPU does not vectorise reductions."""
-    if products.shape[0] <= WRITTEN_OUT:
-        return combine([*products], chains=2)
-    return products.sum(0)
-
-
 def _add_at(total: jax.Array, part: jax.Array, place: tuple) -> jax.Array:
     part = lax.dynamic_slice(total, place, part.shape) + part
     return lax.dynamic_update_slice(total, part, place)
-
-
-def _sources_of(spec: Spec, groups: int, b: int, x: jax.Array, total: int) -> jax.Array:
-    """What tap b of every target reads: (stride, L, T+F) -> (L, T)."""
-    phase, steps = shift(spec, b)
-    return x[phase, :, steps * groups : steps * groups + total]
-
-
-def _weights(
-    spec: Spec, groups: int, q: jax.Array, k: jax.Array, bias: jax.Array, *largest: jax.Array
-) -> jax.Array:
-    """The factors e of one window row: (Kw, T).
-
-    Capped at 1, which every tap inside the image keeps anyway: outside it the logit may exceed the
-    largest one, and infinity times the zero in x would be NaN.
-    """
-    weights = []
-    for b in range(spec.kernel_size[1]):
-        keys = _sources_of(spec, groups, b, k, q.shape[1])
-        logits = scaled_phi(spec, [*q], [*keys]) + bias[b]
-        weights.append(jnp.exp(jnp.minimum(logits - largest[0], 0)) if largest else logits)
-    return jnp.stack(weights)
-
-
-def _d_logits(spec: Spec, groups: int, e: jax.Array, u: jax.Array, x: jax.Array) -> jax.Array:
-    """(Kw, T) from e (Kw, T), u (M+1, T) and x (stride, M+1, T+F)."""
-    taps = []
-    for b in range(spec.kernel_size[1]):
-        values = _sources_of(spec, groups, b, x, u.shape[1])
-        dot = _over_channels(u * values)
-        taps.append(dot if spec.normalization == "none" else e[b] * dot)
-    return jnp.stack(taps)
-
-
-def _d_query(spec: Spec, groups: int, d_logits: jax.Array, q: jax.Array, k: jax.Array) -> jax.Array:
-    """(D, T), this window row's part."""
-    total = q.shape[1]
-    parts = []
-    for d in range(q.shape[0]):
-        terms = []
-        for b in range(spec.kernel_size[1]):
-            keys = _sources_of(spec, groups, b, k, total)[d]
-            _, vjp = jax.vjp(spec.component, q[d], keys)
-            terms.append(vjp(d_logits[b])[0])
-        parts.append(combine(terms, chains=2))
-    return jnp.stack(parts) * spec.scale
-
-
-def _d_key(
-    spec: Spec, groups: int, front: int, d_logits: jax.Array, q: jax.Array, k: jax.Array
-) -> jax.Array:
-    """(stride, D, N), this window row's part, gathered at each source from its targets."""
-    n = q.shape[1] - front
-    phases = []
-    for phase in range(spec.stride):
-        parts = []
-        for d in range(q.shape[0]):
-            terms = [jnp.zeros((n,), q.dtype)]
-            for b in range(spec.kernel_size[1]):
-                of_phase, steps = shift(spec, b)
-                if of_phase == phase:
-                    target = slice(front - steps * groups, front - steps * groups + n)
-                    _, vjp = jax.vjp(spec.component, q[d, target], k[phase, d, front : front + n])
-                    terms.append(vjp(d_logits[b, target])[1])
-            parts.append(combine(terms, chains=2))
-        phases.append(jnp.stack(parts))
-    return jnp.stack(phases) * spec.scale
-
-
-def _d_value(spec: Spec, groups: int, front: int, e: jax.Array, u: jax.Array) -> jax.Array:
-    """(stride, M, N), this window row's part, gathered at each source from its targets."""
-    m, n = spec.channels_per_group, e.shape[1] - front
-    phases = []
-    for phase in range(spec.stride):
-        terms = [jnp.zeros((m, n), e.dtype)]
-        for b in range(spec.kernel_size[1]):
-            of_phase, steps = shift(spec, b)
-            if of_phase == phase:
-                target = slice(front - steps * groups, front - steps * groups + n)
-                terms.append(e[b, target] * u[:m, target])
-        phases.append(combine(terms, chains=2))
-    return jnp.stack(phases)
-
-
-def _d_bias(rows: int, front: int, d_logits: jax.Array) -> jax.Array:
-    """(Kw, Wq*G): sums over the rows of the block."""
-    total = d_logits.shape[1]
-    n = (total - front) // rows
-    starts = range(front, total, n)
-    return combine([d_logits[:, start : start + n] for start in starts], chains=2)

@@ -1,9 +1,10 @@
-"""What forward and backward of the XLA path share: plans, row blocks, isolated stages, sums."""
+"""What both passes of the XLA path share: plans, isolated stages, sums, padding."""
 
 import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,27 +13,29 @@ from jax.experimental.xla_metadata import set_xla_metadata
 
 from pallas_kernels.spec import Spec
 
+Tree = TypeVar("Tree")
+
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a platform wants the work cut.
+    """How to cut the work for a platform.
 
     Attributes:
-      block: about how many query elements (pixels times groups) are worked on at a time.
-      isolate: make every stage a call that XLA does not inline.
+      block: about how many query elements (pixels times groups) a row block has.
+      isolate: whether every stage is a call that XLA does not inline.
     """
 
     block: int
     isolate: bool
 
     def stage(self, function: Callable, *static: object) -> Callable[..., jax.Array]:
-        """`partial(function, *static)` as one stage: its result is computed once, and stored."""
+        """`partial(function, *static)` as one stage, whose result is computed once and stored."""
         return _stage(self.isolate, function, *static)
 
     def rows(self, height: int, row_elements: int) -> tuple[int, int]:
         """Cuts output rows into equal blocks: (rows of a block, number of blocks).
 
-        Blocks near the wanted size, but rather smaller or larger than with many rows of padding.
+        Blocks are near the wanted size, but a block may be smaller or larger to save padding rows.
         """
         wanted = max(1, round(self.block / row_elements))
 
@@ -63,7 +66,7 @@ def combine(
     function: Callable[[jax.Array, jax.Array], jax.Array] = operator.add,
     chains: int = 4,
 ) -> jax.Array:
-    """Sum (or maximum) of many terms in independent chains: one long chain waits on latency."""
+    """Sum (or maximum) of many terms, in independent chains because one long chain is slow."""
     totals = list(terms[:chains])
     for i, term in enumerate(terms[chains:]):
         totals[i % chains] = function(totals[i % chains], term)
@@ -74,31 +77,25 @@ def combine(
 
 
 def scaled_phi(spec: Spec, query: Sequence[jax.Array], key: Sequence[jax.Array]) -> jax.Array:
-    """The logits without the prior, from one array of queries and one of keys for each of D."""
+    """The logits without the prior, from D arrays of queries and D arrays of keys."""
     phi = combine([spec.component(q, k) for q, k in zip(query, key, strict=True)])
     return phi if spec.scale == 1.0 else phi * spec.scale
 
 
-def shift(spec: Spec, tap: int | jax.Array) -> tuple:
-    """Where tap a (or b) of a window lies once rows (or columns) are split by the stride.
+def phase_and_steps(spec: Spec, tap: int | jax.Array) -> tuple:
+    """The place of tap a (or b) of a window once rows (or columns) are split by the stride.
 
     Padded input position i * stride + tap * dilation of output i is element i + steps of the
-    phase: returns (phase, steps).
+    phase. Returns (phase, steps).
     """
     offset = tap * spec.dilation
     return offset % spec.stride, offset // spec.stride
 
 
-def overhang(spec: Spec) -> tuple[int, int]:
-    """How many steps the last tap lies beyond the first, per axis."""
-    kh, kw = spec.kernel_size
-    return shift(spec, kh - 1)[1], shift(spec, kw - 1)[1]
-
-
 def pad_image(spec: Spec, array: jax.Array, height: int, width: int, axis: int = 0) -> jax.Array:
     """Zeros around the image axes (axis, axis+1), to (height, width) with the window's border.
 
-    A stride beyond the window leaves input that no tap reads: padding may be negative (a crop).
+    A stride beyond the window leaves input that no tap reads, so padding may be negative (a crop).
     """
     ph, pw = spec.padding
     border = [(0, 0, 0)] * array.ndim
@@ -113,8 +110,9 @@ def pad_channels(spec: Spec, array: jax.Array) -> jax.Array:
     return jnp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, spare)])
 
 
-def over_images(function: Callable, arrays: Sequence[jax.Array]) -> Sequence[jax.Array]:
-    """Maps over the batch, one image at a time; one image needs no loop."""
-    if arrays[0].shape[0] > 1:
-        return lax.map(lambda image: function(*image), tuple(arrays))
-    return [x[None] for x in function(*(array[0] for array in arrays))]
+def over_images(function: Callable[[Tree], Any], images: Tree) -> Any:
+    """Maps over the batch of a pytree, one image at a time; one image needs no loop."""
+    if jax.tree.leaves(images)[0].shape[0] > 1:
+        return lax.map(function, images)
+    only = jax.tree.map(lambda x: x[0], images)
+    return jax.tree.map(lambda x: x[None], function(only))

@@ -3,13 +3,14 @@
 import pytest
 
 from experiments import compare_kernels
+from pallas_kernels.spec import Inputs
 from pallas_kernels.tools.comparison import reference_results
 
 SMALL = ["--shapes=odd/single_pixel", "--dtypes=float32"]
 
 
 def reference(shape, interpret, *arrays):
-    return reference_results(shape, arrays[:4], arrays[4])
+    return reference_results(shape, Inputs(*arrays[:4]), arrays[4])
 
 
 def test_interpreted_kernels_stay_within_their_budgets(capsys):

@@ -46,7 +46,7 @@ def kernels(*arrays: jax.Array) -> tuple[Any, ...]:
 
 def on_two_devices(*arrays: jax.Array) -> tuple[Any, ...]:
     """As `kernels` on half of the batch each, as the public operator wraps them."""
-    *gradients, d_prior = by_platform(kernels)(*vary_alike(*arrays))
+    *gradients, d_prior = by_platform(kernels)(*vary_alike(arrays))
     return *gradients, jax.lax.psum(d_prior, "batch")
 
 
@@ -78,7 +78,7 @@ def main() -> int:
     with jaxrun.emulate(arch=options.arch, route=options.route):
         for axes in ((0, 0, 0, None, 0), (0, 0, 0, 0, 0)):
             chosen = [s if a == 0 else x for a, s, x in zip(axes, stacked, arrays, strict=True)]
-            want = jax.vmap(lambda *x: reference(x[:4], x[4]), in_axes=axes)(*chosen)
+            want = jax.vmap(lambda *x: reference(Inputs(*x[:4]), x[4]), in_axes=axes)(*chosen)
             got = jax.jit(jax.vmap(kernels, in_axes=axes))(*chosen)
             failures += wrong(f"vmap, prior {'alike' if axes[3] is None else 'too'}", got, want)
             got = jax.pmap(kernels, in_axes=axes)(*chosen)
@@ -91,7 +91,7 @@ def main() -> int:
             out_specs=(rows, rows, rows, rows, whole),
         )
         got = jax.jit(sharded)(*arrays)
-        failures += wrong("shard_map", got, reference(tuple(arrays[:4]), arrays[4]))
+        failures += wrong("shard_map", got, reference(Inputs(*arrays[:4]), arrays[4]))
     return int(failures > 0)
 
 

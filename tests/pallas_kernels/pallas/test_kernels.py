@@ -88,7 +88,7 @@ class TestExtremes:
     kernels = staticmethod(jitted(shape))
 
     def check(self, query, key, value, prior, roundings=16):
-        inputs = [jnp.asarray(x, jnp.float32) for x in (query, key, value, prior)]
+        inputs = Inputs(*(jnp.asarray(x, jnp.float32) for x in (query, key, value, prior)))
         d_out = make_cotangent(self.shape)
         got = self.kernels(*inputs, d_out)
         want = reference_results(self.shape, inputs, d_out)
@@ -117,19 +117,19 @@ class TestExtremes:
     def test_some_priors_minus_infinity(self):
         query, key, value, prior = self.inputs()
         prior = np.where(np.arange(9).reshape(1, 3, 3) % 2, -np.inf, prior)
-        inputs = [jnp.asarray(x) for x in (query, key, value, prior)]
+        inputs = Inputs(*(jnp.asarray(x) for x in (query, key, value, prior)))
         d_out = make_cotangent(self.shape)
         got = self.kernels(*inputs, d_out)
         # A finite stand-in, because the reference's gradient of -inf is nan.
-        stand_in = jnp.where(jnp.isinf(inputs[3]), -1e4, inputs[3])
-        want = reference_results(self.shape, (*inputs[:3], stand_in), d_out)
+        stand_in = jnp.where(jnp.isinf(inputs.prior), -1e4, inputs.prior)
+        want = reference_results(self.shape, inputs._replace(prior=stand_in), d_out)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
     def test_large_values_do_not_overflow(self):
         query, key, value, prior = self.inputs()
         value = value / np.abs(value).max() * 1e38
-        inputs = [jnp.asarray(x, jnp.float32) for x in (query, key, value, prior + 30)]
+        inputs = Inputs(*(jnp.asarray(x, jnp.float32) for x in (query, key, value, prior + 30)))
         out = self.kernels(*inputs, make_cotangent(self.shape) * 1e-38)[0]
         want = reference_results(self.shape, inputs, make_cotangent(self.shape) * 1e-38)[0]
         np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e33)

@@ -108,7 +108,7 @@ SMALL = Shape("small", 5, 7, 12, Spec((3, 3), 8))
 
 def test_jax_still_has_the_backend():
     """The canary: with the next JAX this may be what fails; pallas/__init__.py says where to go."""
-    assert unsupported(SMALL.spec, *make_inputs(SMALL)) is None
+    assert unsupported(SMALL.spec, make_inputs(SMALL)) is None
 
 
 # JAX 0.11 and later say so at each lowering.
