@@ -45,6 +45,20 @@ CASES |= {
 }
 
 
+def never_learns(path, variant):
+    """Whether a gradient is zero by construction, but for rounding and a norm's epsilon."""
+    # A softmax does not change when all its logits shift alike.
+    names = ["prior.output.bias", "phi.bias"]
+    # A normalisation takes a constant out of its input. One follows `g`. After the first stage's
+    # non-local block, it follows the 1x1 convolutions that begin the next stage's branch and
+    # shortcut, both of which pass a constant on as a constant.
+    names += ["g.bias", "stages.0.0.non_local.norm.bias"]
+    # It takes out a scale, too, which a ReLU and a depthwise convolution leave to each channel.
+    if variant.operator == "depthwise":
+        names += ["branch.0.norm.scale"]
+    return path.endswith(tuple(names))
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if "101" not in name])
 def test_forward_backward_and_features(name):
     variant = CASES[name]
@@ -68,11 +82,13 @@ def test_forward_backward_and_features(name):
         f"res{i + 1}": (2, size, size, channels)
         for i, (size, channels) in enumerate(zip(sizes, (12, 16, 24), strict=True))
     }
+    # Terms of up to 5 are summed, so rounding leaves about 1e-6 of a gradient that is zero.
     for path, gradient in paths(grads).items():
         assert np.isfinite(gradient).all(), path
-        # A softmax does not change when all its logits do: these biases never learn.
-        if not path.endswith(("prior.output.bias", "phi.bias")):
-            assert np.abs(gradient).max() > 1e-7, path
+        if never_learns(path, variant):
+            assert np.abs(gradient).max() < 1e-4, path
+        else:
+            assert np.abs(gradient).max() > 1e-5, path
     for path, after in paths(nnx.state(model, nnx.BatchStat)).items():
         assert not np.array_equal(after, before[path]), path
 

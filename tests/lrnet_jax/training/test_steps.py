@@ -1,7 +1,10 @@
-"""The training step: the same on one device and on four, and plain SGD by hand."""
+"""The training step: it gives the same on one device and on four, and it is plain SGD."""
 
 import dataclasses
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +20,10 @@ from lrnet_jax.training import steps
 from lrnet_jax.training.devices import AXIS, parallel, replicate, shard
 from lrnet_jax.training.evaluation import evaluate
 from lrnet_jax.training.optimizer import sgd
-from lrnet_jax.training.state import average, init_state
+from lrnet_jax.training.state import TrainState, average, init_state
 
 TINY = lrnet_jax.Variant(
-    depths=(1, 1), width=8, stage_channels=16, stem_channels=8, stem_kernel_size=3,
+    depths=(1,), width=8, stage_channels=16, stem_channels=8, stem_kernel_size=3,
     stem_strides=1, stem_pool=False, kernel_size=3, channels_per_group=4,
     implementation="reference",
 )  # fmt: skip
@@ -46,20 +49,30 @@ def batches(count, size=16):
 DECAY = 0.6
 
 
-def run(variant, device_count, accumulate=1):
-    """The state after five steps, and the metrics of the last."""
-    return history(variant, device_count, accumulate)[-1]
+def smooth():
+    """Replaces ReLU by tanh, so that a rounding error changes a gradient by roundings alone.
+
+    A ReLU whose input is zero but for rounding passes its gradient with one order of sums and
+    stops it with another. That alone changed a gradient by 1.5e-4 of its size, at one step of five.
+    """
+    return mock.patch.object(jax.nn, "relu", jnp.tanh)
+
+
+class Program(NamedTuple):
+    """A training step on some devices, from host arrays to host arrays."""
+
+    initial: TrainState
+    step: Callable[[TrainState, dict], tuple[TrainState, dict]]
 
 
 @functools.cache
-def history(variant, device_count, accumulate=1):
-    """The state and the metrics after each of five steps, with averages of the weights."""
+def program(variant, device_count, accumulate=1):
+    """Compiles the step once for all tests."""
     devices = jax.local_devices()[:device_count]
     model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
     functional, params, batch_stats = split(model)
     optimizer = sgd(lambda _: 0.05, weight_decay=1e-3)
-    state = init_state(params, batch_stats, optimizer, seed=3, ema=True)
-    state = replicate(state, devices)
+    initial = init_state(params, batch_stats, optimizer, seed=3, ema=True)
     step = steps.train_step(
         functional,
         optimizer,
@@ -69,31 +82,64 @@ def history(variant, device_count, accumulate=1):
         accumulate=accumulate,
     )
     step = parallel(step, donate=True, devices=devices)
-    after = []
+
+    def on_host(state, batch):
+        with smooth():
+            after = step(replicate(state, devices), shard(batch, devices))
+        return jax.tree.map(np.array, after)  # copies: the state is donated
+
+    return Program(jax.tree.map(np.array, initial), on_host)
+
+
+@functools.cache
+def history(variant, device_count):
+    """Five steps: (state before, batch, state after, metrics) of each."""
+    before, step = program(variant, device_count)
+    found = []
     for batch in batches(5):
-        state, metrics = step(state, shard(batch, devices))
-        after.append(jax.tree.map(np.array, (state, metrics)))  # copies: the state is donated
-    return after
+        after, metrics = step(before, batch)
+        found.append((before, batch, after, metrics))
+        before = after
+    return found
+
+
+def assert_steps_agree(base, other):
+    """Repeats every step of the program `base` with `other`, from the state that `base` had.
+
+    From equal states, one step differs by its own rounding. Five steps in a row would differ by
+    rounding that the network amplifies, for which there is no bound.
+    """
+    # A mean over 1,024 pixels, summed in another order: at most 1,024 roundings of its terms.
+    relative = 1024 * 2.0**-24
+    for n, (before, batch, want, want_metrics) in enumerate(history(*base)):
+        got, metrics = program(*other).step(before, batch)
+        assert got.step == want.step == n + 1
+        # Gradients are zero where terms of about 0.1 cancel.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=relative, atol=0.1 * relative),
+            got,
+            want,
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=relative), metrics, want_metrics
+        )
+
+
+GROUPS = dataclasses.replace(TINY, batch_norm_images=4)
+SYNCHRONIZED = dataclasses.replace(TINY, batch_norm_axis="batch")
 
 
 def test_one_device_in_parts_trains_as_four():
     """The paper's batch on one GPU: four parts of one device's share, one after the other."""
-    variant = dataclasses.replace(TINY, batch_norm_images=4)
-    parts, metrics_parts = run(variant, 1, accumulate=4)
-    four, metrics_four = run(variant, 4)
-    # As above: the same sums in another order, grown over five steps.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), parts, four)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), metrics_parts, metrics_four
-    )
+    assert_steps_agree((GROUPS, 4), (GROUPS, 1, 4))
 
 
 def test_averages_are_the_weighted_mean_of_all_steps():
     """decay^(n - i) for step i of n, over all steps and in float64; weights and statistics."""
-    after = [state for state, _ in history(dataclasses.replace(TINY, batch_norm_images=4), 4)]
+    states = [after for _, _, after, _ in history(GROUPS, 4)]
     for n in range(1, 6):
         weights = DECAY ** np.arange(n - 1, -1, -1.0)
-        trees = [{"params": s.params, "batch_stats": s.batch_stats} for s in after[:n]]
+        trees = [{"params": s.params, "batch_stats": s.batch_stats} for s in states[:n]]
         want = jax.tree.map(
             lambda *leaves, weights=weights: np.average(
                 np.stack(leaves).astype(np.float64), axis=0, weights=weights
@@ -102,10 +148,11 @@ def test_averages_are_the_weighted_mean_of_all_steps():
         )
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
-            after[n - 1].ema,
+            states[n - 1].ema,
             want,
         )
-    assert after[-1].evaluated == (after[-1].ema["params"], after[-1].ema["batch_stats"])
+    last = states[-1]
+    assert last.evaluated == (last.ema["params"], last.ema["batch_stats"])
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9999])
@@ -129,26 +176,17 @@ def test_averages_and_decay_come_together():
         steps.train_step(Fixed(), optimizer, lambda _: 0.05, augment=prepare, ema_decay=1)
 
 
-@pytest.mark.parametrize("statistics", ["groups of 4 images", "synchronised"])
-def test_four_devices_train_as_one(statistics):
-    change = (
-        {"batch_norm_images": 4} if statistics != "synchronised" else {"batch_norm_axis": "batch"}
-    )
-    variant = dataclasses.replace(TINY, **change)
-    one, metrics_one = run(variant, 1)
-    four, metrics_four = run(variant, 4)
-    assert one.step == 5
-    # The same sums in another order: float32 rounding, grown over five steps.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), one, four)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3), metrics_one, metrics_four
-    )
+@pytest.mark.parametrize(
+    "variant", [GROUPS, SYNCHRONIZED], ids=["groups of 4 images", "synchronised"]
+)
+def test_four_devices_train_as_one(variant):
+    assert_steps_agree((variant, 4), (variant, 1))
 
 
 def test_statistics_of_a_whole_device_do_depend_on_the_devices():
     """The control of the test above: without groups or synchronisation the two differ."""
-    one, _ = run(TINY, 1)
-    four, _ = run(TINY, 4)
+    before, batch, four, _ = history(TINY, 4)[0]
+    one, _ = program(TINY, 1).step(before, batch)
     difference = jax.tree.map(
         lambda a, b: float(np.abs(a - b).max()), one.batch_stats, four.batch_stats
     )
@@ -160,10 +198,10 @@ def test_a_batch_that_devices_cannot_share_is_refused():
         shard({"label": np.zeros(6)}, jax.local_devices()[:4])
 
 
+@smooth()
 def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
-    """Two steps of the step function against the update written out in numpy."""
-    variant = dataclasses.replace(TINY, batch_norm_images=None)
-    model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
+    """Two steps of the step function, each against the update of its state in numpy."""
+    model = lrnet_jax.create_from_variant(TINY, 5, nnx.Rngs(0))
     functional, params, batch_stats = split(model)
     rate, decay = 0.05, 1e-2
     optimizer = sgd(lambda _: rate, momentum=0.9, weight_decay=decay)
@@ -184,10 +222,10 @@ def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
 
     gradient = jax.jit(jax.grad(loss, has_aux=True))
     momentum = jax.tree.map(np.zeros_like, params)
-    want, stats = params, batch_stats
     for batch in batches(2):
-        state, _ = step(state, jax.tree.map(lambda x: x[None], batch))
-        grads, stats = gradient(want, stats, batch)
+        before = state
+        state, _ = step(before, jax.tree.map(lambda x: x[None], batch))
+        grads, stats = gradient(before.params, before.batch_stats, batch)
         flat = jax.tree_util.tree_flatten_with_path(grads)[0]
         decays = {
             path for path, _ in flat
@@ -195,18 +233,17 @@ def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
         }  # fmt: skip
         assert 0 < len(decays) < len(flat)
         grads = jax.tree_util.tree_map_with_path(
-            lambda path, g, w, decays=decays: g + (decay * w if path in decays else 0), grads, want
+            lambda path, g, w, decays=decays: g + (decay * w if path in decays else 0),
+            grads,
+            before.params,
         )
         momentum = jax.tree.map(lambda m, g: 0.9 * m + g, momentum, grads)
-        want = jax.tree.map(lambda w, m: w - rate * m, want, momentum)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, want
-    )
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        state.batch_stats,
-        stats,
-    )
+        want = jax.tree.map(lambda w, m: w - rate * m, before.params, momentum)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            (state.params, state.batch_stats),
+            (want, stats),
+        )
 
 
 class Fixed:
