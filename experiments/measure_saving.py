@@ -18,6 +18,7 @@ import jax
 from absl import flags
 
 from experiments.cli import command_line, config_flags
+from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
@@ -36,7 +37,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     if options.config == "help":
-        command_line.print_lines(config_flags.help_text())
+        print_lines(config_flags.help_text())
         return
     print(json.dumps(measure(config_flags.chosen_config(options), options.rounds, options.block)))
 

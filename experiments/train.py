@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments.cli import command_line, config_flags, distributed_flags
+from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run import results
 from experiments.run.assemble import assemble, check_devices, num_params
@@ -56,7 +57,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     if options.config == "help":
-        command_line.print_lines(config_flags.help_text())
+        print_lines(config_flags.help_text())
         return
     config = config_flags.chosen_config(options)
     distributed_flags.join(options)

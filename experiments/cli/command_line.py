@@ -26,6 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.cli.stdout import print_lines
 from experiments.config import ConfigError
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training import processes
@@ -108,15 +109,6 @@ def require(options: flags.FlagValues, name: str, example: str) -> Any:
     if not options[name].value:
         raise ConfigError(f"--{name} is missing; for example --{name}={example}")
     return options[name].value
-
-
-def print_lines(text: str) -> None:
-    """Prints a long text; a reader that closes the pipe early, as `head` does, is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        # At exit Python flushes stdout again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _leave_to_command(argv: Sequence[str]) -> Sequence[str]:
