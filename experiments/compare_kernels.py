@@ -37,7 +37,7 @@ def kernels(shape: Shape, interpret: bool, *arrays: Any) -> tuple[jax.Array | No
     tiles: tuple[Tile, Tile] | None = None
     if interpret:  # long strips only make interpret mode slow to compile
         key_strip = -(-2 // shape.spec.stride) * shape.spec.stride
-        tile, tiles = Tile(2, 1), (Tile(2, 1, turns=2), Tile(key_strip, 1))
+        tile, tiles = Tile(2, 1), (Tile(2, 1, strips_per_lane=2), Tile(key_strip, 1))
     out, normalizer = forward_kernel.forward(shape.spec, inputs, interpret=interpret, tile=tile)
     gradients = backward_pass.backward(
         shape.spec,

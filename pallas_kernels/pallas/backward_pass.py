@@ -1,4 +1,4 @@
-"""Backward pass on an NVIDIA GPU: two Pallas kernels that gather; no atomics, so runs repeat.
+"""The backward pass: two kernels that gather. They use no atomics, so runs repeat bit for bit.
 
 With w the weight, g the gradient of the output and delta = g . out (both over a group's channels):
 
@@ -8,19 +8,21 @@ With w the weight, g the gradient of the output and delta = g . out (both over a
     d_key   = sum over taps    d_logit * dPhi/dkey        key kernel: a lane owns input pixels
     d_value = sum over taps    w * g                      key kernel
 
-Weights are computed again from the saved normaliser, weight = exp(logit - shift) * factor. Where
-the forward pass needed no maximum, shift is 0 and drops out; every program of the query kernel
-looks whether that holds for its pixels, and leaves a finding for each of its lanes. From these XLA
-tells for each row of keys whether it holds for the output rows that look at it.
+Weights are computed again from the saved normalizer, w = exp(logit - shift) * factor. Where the
+forward pass needed no maximum, the shift is 0 and drops out. Every program of the query kernel
+checks whether this holds for its pixels, and stores the severity of each lane's worst pixel. XLA
+then reduces the severities to one per row of keys, over the output rows whose windows contain the
+row. The key kernel chooses its path by that number.
 """
 
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.key_kernel import key_side
-from pallas_kernels.pallas.lanes import Layout, scaled_prior
+from pallas_kernels.pallas import operands
+from pallas_kernels.pallas.key_kernel import key_gradients
+from pallas_kernels.pallas.memory import Layout
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.query_kernel import query_side
+from pallas_kernels.pallas.query_kernel import query_gradients
 from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile
 from pallas_kernels.spec import Inputs, Residuals, Spec
 
@@ -39,36 +41,34 @@ def backward(
       spec: the static options.
       residuals: what the forward pass saved.
       d_out: (B, Ho, Wo, C), the gradient of the output.
-      interpret: run the kernels in JAX's interpreter, on any platform, slowly.
-      tiles: of the query and the key kernel; None picks them, see tiling.py.
+      interpret: whether to run the kernels in JAX's interpreter: on any platform, slowly.
+      tiles: of the query and the key kernel; None chooses, see tiling.py.
     """
-    inputs, out, normalizer = residuals
+    inputs = residuals.inputs
     problem = Problem.of(spec, inputs)
     for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
-    values = Layout.channels(problem)
-    arrays = in_memory(problem, inputs)
-    d_out = values.to_memory(d_out)
-    d_query, d_prior, sums = query_side(
-        problem, for_query, interpret, arrays, values.to_memory(out), d_out, normalizer
+    flat, d_out = in_memory(problem, residuals), Layout.value(problem).flatten(d_out)
+    d_query, d_prior, stats = query_gradients(problem, for_query, flat, d_out, interpret=interpret)
+    shift = flat.normalizer.shift if flat.normalizer else None
+    d_key, d_value = key_gradients(
+        problem, for_key, flat.inputs, d_out, shift, stats, interpret=interpret
     )
-    shift = normalizer[0] if normalizer else None
-    d_key, d_value = key_side(problem, for_key, interpret, arrays, d_out, shift, sums)
     if inputs.prior is not None:
         assert d_prior is not None
         d_prior = jnp.swapaxes(d_prior, 0, 1).astype(inputs.prior.dtype)
     return Inputs(
-        Layout.depth(problem, 0).from_memory(d_query, inputs.query.shape),
-        Layout.depth(problem, 1).from_memory(d_key, inputs.key.shape),
-        values.from_memory(d_value, inputs.value.shape),
+        Layout.query(problem).unflatten(d_query, inputs.query.shape),
+        Layout.key(problem).unflatten(d_key, inputs.key.shape),
+        Layout.value(problem).unflatten(d_value, inputs.value.shape),
         d_prior,
     )
 
 
-def in_memory(problem: Problem, inputs: Inputs) -> list[jax.Array]:
-    """The arrays as the kernels read them."""
-    return [
-        Layout.depth(problem, 0).to_memory(inputs.query),
-        Layout.depth(problem, 1).to_memory(inputs.key),
-        Layout.channels(problem).to_memory(inputs.value),
-        *scaled_prior(problem, inputs.prior),
-    ]
+def in_memory(problem: Problem, residuals: Residuals) -> Residuals:
+    """The residuals as flat arrays, for the kernels to read."""
+    inputs, out, normalizer = residuals
+    return Residuals(
+        operands.in_memory(problem, inputs),
+        Layout.value(problem).flatten(out),
+        jax.tree.map(lambda x: x.reshape(-1), normalizer),
+    )

@@ -1,20 +1,24 @@
-"""Forward pass on an NVIDIA GPU: one Pallas kernel; windows, logits and weights stay in registers.
+"""The forward kernel. Windows, logits and weights stay in registers.
 
-A lane first takes the softmax at its word: weights 2**logit without a maximum, one pass, twelve
-arithmetic instructions per tap at M = 8. That is exact as long as no weight that matters leaves the
-range of float32, so every program checks its sums afterwards and, if one lies outside
-[2**-40, 2**60] or an output is not finite, does its strips again the classic way: a pass for the
-maximum, a pass for the weights. What the check lets through is as accurate as the classic way: a
-weight lost to underflow is below 2**-80 of its sum. (A product weight * value below 2**-149 is lost
-too, so outputs carry an absolute error of up to 1e-31.)
+A lane owns a group and a strip of output pixels. It keeps the pixels' queries, their sums of
+weights and their sums of weighted values in registers, loops over the rows of the windows, and
+visits the columns of keys of a row one by one. Each key and value that it loads serves all pixels
+of the strip whose windows contain it.
 
-The normaliser is a pair with weight = exp(logit - shift) * factor. The log of the sum alone would
-not do: next to a logit of 1e6 its last bit in float32 is worth 6 % of a weight.
+Each lane first tries a single pass without subtracting the maximum: the weight of a tap is
+2**logit. At M = 8 a tap costs twelve arithmetic instructions. The pass is exact as long as no
+weight that matters leaves the range of float32. So the program then checks that every sum lies in
+[2**-40, 2**60] and every output is finite. If the check fails, the program computes its strips
+again with two passes, one for the maximum and one for the weights. Results that pass the check are
+as accurate as those of two passes: a weight lost to underflow is below 2**-80 of its sum. (A
+product weight * value below 2**-149 is lost too, so outputs carry an absolute error of up to
+1e-31.)
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,213 +26,304 @@ import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import (
-    Channels,
-    Layout,
-    both,
-    load_priors,
-    loop,
-    result,
-    scaled_prior,
-    store,
-)
+from pallas_kernels.pallas.arithmetic import Alu, Number, Ops
+from pallas_kernels.pallas.channels import Channels
+from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.logits import LogitMath
+from pallas_kernels.pallas.memory import Layout, Operand, result, store
+from pallas_kernels.pallas.operands import Operands, in_memory
 from pallas_kernels.pallas.output_strip import (
     OutputStrip,
-    Row,
+    WindowRow,
     output_strips,
     window_rows,
 )
-from pallas_kernels.pallas.problem import LOG2E, Problem, Similarity, Vector
-from pallas_kernels.pallas.strips import Form, Strips, by_form
+from pallas_kernels.pallas.problem import LOG2E, Problem
+from pallas_kernels.pallas.strips import BorderCase, Strips, by_border_case
 from pallas_kernels.pallas.tiling import Tile, forward_tile
 from pallas_kernels.spec import Inputs, Normalizer, Spec
 
-SMALLEST_SUM = 2.0**-40
-LARGEST_SUM = 2.0**60
+MIN_SUM = 2.0**-40
+MAX_SUM = 2.0**60
+
+
+class Results(NamedTuple):
+    """What the kernel writes, flat; the normalizer is None without softmax."""
+
+    out: Ref
+    normalizer: Normalizer | None
 
 
 def forward(
-    spec: Spec,
-    inputs: Inputs,
-    *,
-    interpret: bool = False,
-    tile: Tile | None = None,
+    spec: Spec, inputs: Inputs, *, interpret: bool = False, tile: Tile | None = None
 ) -> tuple[jax.Array, Normalizer | None]:
     """The output, and what the backward pass needs to compute the weights again.
 
     Args:
       spec: the static options.
       inputs: the arrays.
-      interpret: run the kernel in JAX's interpreter, on any platform, slowly.
-      tile: None picks one, see tiling.py.
+      interpret: whether to run the kernel in JAX's interpreter: on any platform, slowly.
+      tile: how to cut the problem; None chooses, see tiling.py.
 
     Returns:
       out: (B, Ho, Wo, C) in value.dtype.
-      normalizer: None without softmax, else float32.
+      normalizer: float32; None without softmax.
     """
-    query, key, value, prior = inputs
-    problem = Problem.of(spec, inputs)
+    problem, query = Problem.of(spec, inputs), inputs.query
     tile = tile or forward_tile(problem)
-    strips, forms = output_strips(problem, tile, problem.groups * problem.chunks)
-    layout = Layout.channels(problem)
+    strips, cases = output_strips(problem, tile, problem.groups * problem.chunks)
+    layout = Layout.value(problem)
     pixels = query[..., 0, 0].size
-    out_shape = [layout.result(query, pixels * problem.channels)]
+    normalizer = None
     if problem.softmax:
-        out_shape += [result(query, pixels * problem.groups, jnp.float32)] * 2
-    out, *normalizer = pl.pallas_call(
-        functools.partial(_kernel, problem, strips, forms, Alu(inline=not interpret)),
+        number = result(query, pixels * problem.groups, jnp.float32)
+        normalizer = Normalizer(number, number)
+    [results] = pl.pallas_call(
+        functools.partial(_kernel, problem, strips, cases, Alu(ptx=not interpret)),
         grid=strips.grid,
-        out_shape=out_shape,
+        # In a list, because a tuple at the top would reach the kernel as one argument per field.
+        out_shape=[Results(layout.result(query, pixels * problem.channels), normalizer)],
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
         name="local_relation_forward",
-    )(
-        Layout.depth(problem, 0).to_memory(query),
-        Layout.depth(problem, 1).to_memory(key),
-        layout.to_memory(value),
-        *scaled_prior(problem, prior),
-    )
-    out = layout.from_memory(out, (*query.shape[:3], problem.channels))
-    if not normalizer:
-        return out, None
-    shift, factor = (x.reshape(query.shape[:4]) for x in normalizer)
-    return out, Normalizer(shift, factor)
+    )(in_memory(problem, inputs))
+    out = layout.unflatten(results.out, (*query.shape[:3], problem.channels))
+    return out, jax.tree.map(lambda x: x.reshape(query.shape[:4]), results.normalizer)
 
 
-def _kernel(problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any) -> None:
-    q_ref, k_ref, v_ref, *refs_left = refs
-    prior_refs, refs_left = refs_left[: problem.has_prior], refs_left[problem.has_prior :]
-    out_ref, *normalizer_refs = refs_left
-
-    first, number = pl.program_id(0) * strips.per_program, pl.program_id(1)
+def _kernel(
+    problem: Problem,
+    strips: Strips,
+    cases: Sequence[BorderCase],
+    alu: Alu,
+    inputs: Inputs,
+    results: Results,
+) -> None:
+    first, number = pl.program_id(0) * strips.lanes_per_program, pl.program_id(1)
     place = strips.place(first, number, pl.program_id(2))
     group, chunk = place.unit // problem.chunks, place.unit % problem.chunks
     channels = Channels.of(problem, group, chunk)
-    zero = jnp.zeros((strips.per_program,), jnp.float32)
+    zero = jnp.zeros((strips.lanes_per_program,), jnp.float32)
+    operands = Operands.of(problem, alu, inputs)
     ragged = problem.out_size[1] % strips.strip > 0
-    whole = OutputStrip(problem, alu, place._replace(unit=group), strips.strip, ragged)
-    start, end = window_rows(problem, strips, first)
+    strip = OutputStrip(problem, operands, place._replace(unit=group), strips.strip, ragged)
+    rows = window_rows(problem, strips, first)
+    lanes = _Lanes(problem, alu, operands, results, strip, rows, channels, chunk, zero)
+    failed = by_border_case(cases, number, lanes.single_pass)
+    if failed is not None:
+        pl.when(failed > 0)(lanes.exact_pass)
 
-    def finish(strip: OutputStrip, i: int, shift: Vector, total: Vector, acc: list[Vector]) -> None:
-        def divide(ops: Any, total: Any, acc: Any) -> Any:
-            factor = ops.reciprocal(total)
-            return factor, [a * factor for a in acc]
 
-        factor, out = alu.fuse(divide, total, acc)
-        outputs = channels.bases(strip.last_pixel)
-        channels.store(alu, out_ref, outputs, strip.back(i), out, strip.ok[i])
-        ok = strip.ok[i]
-        if problem.chunks > 1:
-            ok = chunk == 0 if ok is None else ok & (chunk == 0)
-        store(alu, normalizer_refs[0], strip.place(i), shift, ok)
-        store(alu, normalizer_refs[1], strip.place(i), factor, ok)
+class _Sums(NamedTuple):
+    """The sums over the taps of each pixel of a strip.
 
-    def once(form: Form) -> jax.Array | None:
-        """One pass without a maximum. Returns whether it must be done again."""
-        similarity = Similarity(problem, fast=True)
-        strip = whole.of_form(form)
-        q = [similarity.centre(strip.load_query(q_ref, i)) for i in range(strip.count)]
-        # Weights beyond the image's top and bottom are 0 through a prior of -inf. That needs
-        # exponentials, and finite values in the row that is read instead.
-        mask_rows = not problem.softmax
+    Attributes:
+      total: the sum of weights as a list of one vector; [] without softmax.
+      values: the sum of weighted values, for each channel.
+    """
 
-        def tap(ops: Any, k: Any, v: Any, q: Any, prior: Any, total: Any, acc: Any) -> Any:
-            weight, _ = similarity.logit(ops, q, k, prior)
-            if problem.softmax:
-                weight = ops.exp2(weight)
-                total = [total[0] + weight]
-            return total, [ops.fma(weight, x, a) for x, a in zip(v, acc, strict=True)]
+    total: list[list[Vector]]
+    values: list[list[Vector]]
 
-        def body(number: Any, carry: Any) -> Any:
-            total, acc = list(carry[0]), list(carry[1])
-            row = strip.row(number, channels)
-            priors = load_priors(problem, True, prior_refs, number, group, row.valid)
-            for column, users in strip.taps.items():
-                mask = strip.column_mask(column)
-                if mask_rows:
-                    mask = both(mask, row.valid)
-                k = strip.load_key(k_ref, row, column, mask)
-                v = strip.load_value(channels, v_ref, row, column, mask)
-                pixels = [
-                    (q[i], strip.masked_prior(priors[dx], i, mask), total[i], acc[i])
-                    for i, dx in users
-                ]
-                for (i, _), sums in zip(users, alu.fuse_each(tap, (k, v), pixels), strict=True):
-                    total[i], acc[i] = sums
-            return total, acc
 
+@dataclasses.dataclass(frozen=True)
+class _Lanes:
+    """The lanes of a program and their work.
+
+    Attributes:
+      problem: the problem.
+      alu: runs arithmetic.
+      operands: the inputs.
+      results: where to write.
+      strip: the pixels of each lane.
+      rows: start and end of the loop over window rows.
+      channels: of each lane.
+      chunk: number of these channels in the group.
+      zero: (N,).
+    """
+
+    problem: Problem
+    alu: Alu
+    operands: Operands
+    results: Results
+    strip: OutputStrip
+    rows: tuple[Scalar, Scalar]
+    channels: Channels
+    chunk: Vector
+    zero: Vector
+
+    def single_pass(self, case: BorderCase) -> jax.Array | None:
+        """Computes the strip without a maximum.
+
+        Returns:
+          1 if any result is not accurate, else 0. Without softmax all are, and it returns None.
+        """
+        problem, logits = self.problem, LogitMath(self.problem, fast=True)
+        strip = self.strip.of_case(case)
+        queries = [logits.stationary(strip.load_query(i)) for i in range(strip.count)]
         # Without softmax there is no sum of weights.
-        sums: list[list[Vector]] = [[zero] if problem.softmax else []] * strip.count
-        total, acc = loop(end, body, (sums, [[zero] * problem.chunk] * strip.count), start)
-        strip = strip.anew()
-        if not problem.softmax:
-            outputs = channels.bases(strip.last_pixel)
-            for i in range(strip.count):
-                channels.store(alu, out_ref, outputs, strip.back(i), acc[i], strip.ok[i])
-            return None
-
-        def magnitude(ops: Any, acc: Any) -> Any:
-            total = ops.absolute(acc[0])
-            for a in acc[1:]:
-                total = total + ops.absolute(a)
-            return total
-
-        bad = jnp.zeros_like(zero, bool)
+        total: list[list[Vector]] = [[self.zero] if problem.softmax else []] * strip.count
+        start, end = self.rows
+        sums = loop(
+            end,
+            functools.partial(self._add_row, logits, strip, queries),
+            _Sums(total, [[self.zero] * problem.chunk] * strip.count),
+            start,
+        )
+        strip = strip.rematerialized()
+        if problem.softmax:
+            return self._store_checked(logits, strip, queries, sums)
+        out = self._out
+        addresses = self.channels.addresses(out, strip.last_pixel)
         for i in range(strip.count):
-            [sum_i], ok = total[i], strip.ok[i]
-            good = (sum_i >= SMALLEST_SUM) & (sum_i <= LARGEST_SUM)
-            if problem.dtypes[2] != np.float16:  # 65504 * 2**60 is finite
-                good &= alu.fuse(magnitude, acc[i]) < jnp.inf
-            for distrusted in similarity.distrusts(q[i]):
-                good &= ~distrusted
-            bad |= ~good if ok is None else ~good & ok
-            finish(strip, i, zero, sum_i, acc[i])
-        return jnp.max(bad.astype(jnp.int32))
+            self.channels.store(
+                out, addresses, strip.from_last(i), sums.values[i], strip.store_mask[i]
+            )
+        return None
 
-    def again() -> None:
-        """A pass for the maximum and one for the weights, pixel by pixel: rare, so kept small."""
-        similarity = Similarity(problem, fast=False)
+    def _add_row(
+        self,
+        logits: LogitMath,
+        strip: OutputStrip,
+        queries: list[list[Vector]],
+        number: Scalar,
+        sums: _Sums,
+    ) -> _Sums:
+        """Adds the taps of a window row."""
+        total, values = list(sums.total), list(sums.values)
+        row = strip.row(number, self.channels)
+        priors = self.operands.prior.load(True, number, strip.origin.unit, row.valid)
+        for column, users in strip.taps.items():
+            mask = strip.column_mask(column)
+            if not self.problem.softmax:
+                # With softmax, a prior of -inf makes the weights of other rows 0.
+                mask = and_masks(mask, row.valid)
+            k = strip.load_key(row, column, mask)
+            v = strip.load_value(self.channels, row, column, mask)
+            pixels = [
+                (queries[i], strip.masked_prior(priors[dx], i, mask), total[i], values[i])
+                for i, dx in users
+            ]
+            new = self.alu.inline_each(functools.partial(_add_tap, logits), (k, v), pixels)
+            for (i, _), of_pixel in zip(users, new, strict=True):
+                total[i], values[i] = of_pixel
+        return _Sums(total, values)
 
-        def one(number: Any, carry: Any) -> Any:
-            strip = whole.pixel(number)
-            q = similarity.centre(strip.load_query(q_ref, 0))
+    def _store_checked(
+        self, logits: LogitMath, strip: OutputStrip, queries: list[list[Vector]], sums: _Sums
+    ) -> jax.Array:
+        """Stores the results, accurate or not; returns 1 if any is not, else 0."""
+        failed = jnp.zeros_like(self.zero, bool)
+        for i in range(strip.count):
+            [total], mask = sums.total[i], strip.store_mask[i]
+            accurate = (total >= MIN_SUM) & (total <= MAX_SUM)
+            if self.problem.dtypes[2] != np.float16:  # 65504 * 2**60 is finite
+                accurate &= self.alu.inline(_magnitude, sums.values[i]) < jnp.inf
+            for imprecise in logits.imprecise(queries[i]):
+                accurate &= ~imprecise
+            failed |= ~accurate if mask is None else ~accurate & mask
+            self._store(strip, i, self.zero, total, sums.values[i])
+        return jnp.max(failed.astype(jnp.int32))
 
-            def logits(row: Row, number: Any) -> Any:
-                priors = load_priors(problem, False, prior_refs, number, group, row.valid)
-                for column, [(_, dx)] in strip.taps.items():
-                    mask = both(row.valid, strip.column_mask(column))
-                    assert mask is not None
-                    k = strip.load_key(k_ref, row, column, mask)
-                    logit = alu.fuse(lambda *x: similarity.logit(*x)[0], q, k, priors[dx])
-                    yield column, mask, jnp.where(mask, logit, -jnp.inf)
+    def exact_pass(self) -> None:
+        """Computes the strip again, with a pass for the maximum and one for the weights.
 
-            def find(number: Any, largest: Any) -> Any:
-                for _, _, logit in logits(strip.row(number, channels), number):
-                    largest = jnp.maximum(largest, logit)
-                return largest
+        It takes one pixel at a time, because it runs rarely and must not enlarge the kernel.
+        """
+        loop(self.strip.count, self._exact_pixel, 0)
 
-            lowest = jnp.full_like(zero, -jnp.inf)
-            largest = loop(end, find, lowest, start)
+    def _exact_pixel(self, i: Scalar, carry: int) -> int:
+        logits = LogitMath(self.problem, fast=False)
+        strip = self.strip.pixel(i)
+        query = logits.stationary(strip.load_query(0))
+        start, end = self.rows
 
-            def tap(ops: Any, logit: Any, largest: Any, v: Any, total: Any, acc: Any) -> Any:
-                weight = ops.exp2((logit - largest) * LOG2E)
-                return total + weight, [ops.fma(weight, x, a) for x, a in zip(v, acc, strict=True)]
+        def taps(row: WindowRow, number: Scalar) -> Iterator[tuple[int, Vector, Vector]]:
+            """Yields (column, whether it exists, logit or -inf)."""
+            priors = self.operands.prior.load(False, number, strip.origin.unit, row.valid)
+            for column, [(_, dx)] in strip.taps.items():
+                mask = and_masks(row.valid, strip.column_mask(column))
+                assert mask is not None
+                k = strip.load_key(row, column, mask)
+                logit = self.alu.inline(lambda *x: logits.logit(*x)[0], query, k, priors[dx])
+                yield column, mask, jnp.where(mask, logit, -jnp.inf)
 
-            def add(number: Any, carry: Any) -> Any:
-                total, acc = carry
-                row = strip.row(number, channels)
-                for column, mask, logit in logits(row, number):
-                    v = strip.load_value(channels, v_ref, row, column, mask)
-                    total, acc = alu.fuse(tap, logit, largest, v, total, acc)
-                return total, acc
+        def maximum(number: Scalar, shift: Vector) -> Vector:
+            for _, _, logit in taps(strip.row(number, self.channels), number):
+                shift = jnp.maximum(shift, logit)
+            return shift
 
-            total, acc = loop(end, add, (zero, [zero] * problem.chunk), start)
-            finish(strip, 0, largest, total, acc)
-            return carry
+        def add(number: Scalar, sums: tuple[Vector, list[Vector]]) -> tuple[Vector, list[Vector]]:
+            total, values = sums
+            row = strip.row(number, self.channels)
+            for column, mask, logit in taps(row, number):
+                v = strip.load_value(self.channels, row, column, mask)
+                total, values = self.alu.inline(_add_shifted, logit, shift, v, total, values)
+            return total, values
 
-        loop(whole.count, one, 0)
+        shift = loop(end, maximum, jnp.full_like(self.zero, -jnp.inf), start)
+        zeros = [self.zero] * self.problem.chunk
+        total, values = loop(end, add, (self.zero, zeros), start)
+        self._store(strip, 0, shift, total, values)
+        return carry
 
-    bad = by_form(forms, number, once)
-    if problem.softmax:
-        pl.when(bad > 0)(again)
+    @property
+    def _out(self) -> Operand:
+        return Operand(self.alu, self.results.out, Layout.value(self.problem))
+
+    def _store(
+        self, strip: OutputStrip, i: int, shift: Vector, total: Vector, values: list[Vector]
+    ) -> None:
+        """Divides by the sum of weights and stores pixel i."""
+        assert self.results.normalizer is not None
+        factor, out = self.alu.inline(_divide, total, values)
+        addresses, mask = self.channels.addresses(self._out, strip.last_pixel), strip.store_mask[i]
+        self.channels.store(self._out, addresses, strip.from_last(i), out, mask)
+        if self.problem.chunks > 1:  # the lane of the first chunk stores it for the group
+            mask = and_masks(mask, self.chunk == 0)
+        store(self.alu, self.results.normalizer.shift, strip.place(i), shift, mask)
+        store(self.alu, self.results.normalizer.factor, strip.place(i), factor, mask)
+
+
+def _add_tap(
+    logits: LogitMath,
+    ops: Ops[Number],
+    k: list[Number],
+    v: list[Number],
+    q: list[Number],
+    prior: Number,
+    total: list[Number],
+    values: list[Number],
+) -> tuple[list[Number], list[Number]]:
+    """Adds a tap to the sums of a pixel, with a weight of 2**logit or, without softmax, logit."""
+    weight, _ = logits.logit(ops, q, k, prior)
+    if logits.problem.softmax:
+        weight = ops.exp2(weight)
+        total = [total[0] + weight]
+    return total, [ops.fma(weight, x, a) for x, a in zip(v, values, strict=True)]
+
+
+def _add_shifted(
+    ops: Ops[Number],
+    logit: Number,
+    shift: Number,
+    v: list[Number],
+    total: Number,
+    values: list[Number],
+) -> tuple[Number, list[Number]]:
+    """Adds a tap to the sums of a pixel, with a weight of exp(logit - shift)."""
+    weight = ops.exp2((logit - shift) * LOG2E)
+    return total + weight, [ops.fma(weight, x, a) for x, a in zip(v, values, strict=True)]
+
+
+def _divide(ops: Ops[Number], total: Number, values: list[Number]) -> tuple[Number, list[Number]]:
+    factor = ops.reciprocal(total)
+    return factor, [a * factor for a in values]
+
+
+def _magnitude(ops: Ops[Number], values: list[Number]) -> Number:
+    """The sum of magnitudes; it is finite if and only if all values are."""
+    total = ops.absolute(values[0])
+    for a in values[1:]:
+        total = total + ops.absolute(a)
+    return total

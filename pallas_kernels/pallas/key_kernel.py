@@ -1,8 +1,18 @@
-"""The kernel for d_key and d_value; `backward_pass` has the equations. A lane owns input pixels."""
+"""The kernel for d_key and d_value; `backward_pass` has the equations.
 
+A lane owns a group and a strip of keys. It keeps the keys, their values and the sums of both
+gradients in registers, loops over the rows of output pixels whose windows contain the keys, and
+visits the columns of outputs of a row one by one. Each query and output gradient that it loads
+serves all keys of the strip that lie in the output's window.
+
+If all shifts of these outputs are 0, weights are 2**logit * factor. Otherwise the program takes the
+exact path, as few keys at a time as the stride allows.
+"""
+
+import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,250 +20,289 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu, dot, opaque
-from pallas_kernels.pallas.lanes import (
-    Channels,
-    Layout,
-    Scalar,
-    base,
-    both,
-    depth_base,
-    load,
-    load_depth,
-    load_priors,
-    loop,
-    span,
-    split,
-    store_depth,
-)
-from pallas_kernels.pallas.problem import LOG2E, Problem, Similarity, Vector
-from pallas_kernels.pallas.query_kernel import SHIFTED, Sums
-from pallas_kernels.pallas.strips import Form, Strips, by_form
+from pallas_kernels.pallas.arithmetic import Alu, Ops, dot
+from pallas_kernels.pallas.channels import Channels
+from pallas_kernels.pallas.key_strip import KeyStrip, OutputRow, key_strips, output_rows
+from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.logits import LogitMath
+from pallas_kernels.pallas.memory import Layout, Operand, load
+from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.problem import LOG2E, Problem
+from pallas_kernels.pallas.query_program import SHIFTED, PixelStats
+from pallas_kernels.pallas.strips import BorderCase, Place, Strips, by_border_case
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.spec import Inputs
 
 
-def key_side(
+class Results(NamedTuple):
+    """What the kernel writes, flat."""
+
+    d_key: Ref
+    d_value: Ref
+
+
+def key_gradients(
     problem: Problem,
     tile: Tile,
-    interpret: bool,
-    arrays: list[jax.Array],
+    inputs: Inputs,
     d_out: jax.Array,
     shift: jax.Array | None,
-    sums: Sums | None,
-) -> tuple[jax.Array, jax.Array]:
-    """(d_key, d_value) as in memory."""
-    strips, forms = key_strips(problem, tile)
-    inputs = [*arrays, d_out]
-    if sums is not None:
-        assert shift is not None
-        inputs += [shift.reshape(-1), sums.pairs, sums.findings]
+    stats: PixelStats | None,
+    *,
+    interpret: bool,
+) -> Results:
+    """Runs the kernel.
+
+    Args:
+      problem: the problem.
+      tile: how to cut it.
+      inputs: flat arrays; see `operands.in_memory`.
+      d_out: flat, the gradient of the output.
+      shift: of the normalizer, flat; None without softmax.
+      stats: what the query kernel left; None without softmax.
+      interpret: whether to run in JAX's interpreter.
+    """
+    strips, cases = key_strips(problem, tile)
     places = problem.batch * problem.height * problem.width
-    d_key, d_value = pl.pallas_call(
-        functools.partial(_key_kernel, problem, strips, forms, Alu(inline=not interpret)),
+    d_key = Layout.key(problem).result(d_out, places * problem.groups * problem.depth)
+    d_value = Layout.value(problem).result(d_out, places * problem.channels)
+    [results] = pl.pallas_call(
+        functools.partial(_kernel, problem, strips, cases, Alu(ptx=not interpret)),
         grid=strips.grid,
-        out_shape=[
-            Layout.depth(problem, 1).result(d_out, places * problem.groups * problem.depth),
-            Layout.channels(problem).result(d_out, places * problem.channels),
-        ],
+        out_shape=[Results(d_key, d_value)],
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),
         interpret=interpret,
         name="local_relation_backward_key",
-    )(*inputs)
-    return d_key, d_value
+    )(inputs, d_out, shift, stats)
+    return results
 
 
-def _key_kernel(
-    problem: Problem, strips: Strips, forms: Sequence[Form], alu: Alu, *refs: Any
+def _kernel(
+    problem: Problem,
+    strips: Strips,
+    cases: Sequence[BorderCase],
+    alu: Alu,
+    inputs: Inputs,
+    d_out: jax.Array,
+    shift: jax.Array | None,
+    stats: PixelStats | None,
+    results: Results,
 ) -> None:
-    q_ref, k_ref, v_ref, *left = refs
-    prior_refs, left = left[: problem.has_prior], left[problem.has_prior :]
-    g_ref, *left = left
-    if problem.softmax:
-        shift_ref, pairs_ref, findings_ref, *left = left
-    d_key_ref, d_value_ref = left
-    spec, softmax = problem.spec, problem.softmax
-    (kh, _), (pad_y, _), s = spec.kernel_size, spec.padding, spec.stride
-    ho, wo = problem.out_size
-    groups = problem.groups
+    first, column = pl.program_id(0) * strips.lanes_per_program, pl.program_id(1)
+    place = strips.place(first, column, pl.program_id(2))
+    zero = jnp.zeros((strips.lanes_per_program,), jnp.float32)
+    layout = Layout.value(problem)
+    program = _Program(
+        problem,
+        alu,
+        Operands.of(problem, alu, inputs),
+        Operand(alu, d_out, layout),
+        shift,
+        stats,
+        Components.of_keys(problem, alu, results.d_key),
+        Operand(alu, results.d_value, layout),
+        strips,
+        place,
+        output_rows(problem, strips, first),
+        zero,
+    )
 
-    first, strip_number = pl.program_id(0) * strips.per_program, pl.program_id(1)
-    image, y, first_x, group, live = strips.place(first, strip_number, pl.program_id(2))
-    zero = jnp.zeros((strips.per_program,), jnp.float32)
-    key_layout, query_layout = Layout.depth(problem, 1), Layout.depth(problem, 0)
+    def gather_all() -> None:
+        by_border_case(cases, column, program.gather_case)
 
-    def window_row(number: Any, x0: Vector, last: int) -> tuple[Vector, Vector, Vector]:
-        """(number of the last output pixel, window row, whether there is such an output row)."""
-        if s == 1:
-            offset = number * spec.dilation
-            yo = y + pad_y - offset
-            row, valid = number, (yo >= 0) & (yo < ho)
-        else:
-            yo = (y + pad_y) // s - number
-            offset = y + pad_y - yo * s
-            row, valid = offset // spec.dilation, (yo >= 0) & (yo < ho)
-            if spec.dilation > 1:
-                valid &= offset % spec.dilation == 0
-            if not softmax:
-                valid &= row < kh
-            row = jnp.minimum(row, kh)  # the row after the last one is that of no weight
-        return (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + last, row, valid
-
-    start_turn, end_turn = turns(problem, strips, first)
-
-    def gather(strip: int, x0: Vector, fast: bool, form: Form | None) -> None:
-        """Sums over the outputs that see these keys.
-
-        Args:
-          strip: keys side by side, a multiple of the stride.
-          x0: column of the first one.
-          fast: all shifts are 0.
-          form: of the strip; None: for all lanes, any output may lie beyond the border.
-        """
-        similarity = Similarity(problem, fast, of_key=True)
-        taps, masked = output_columns(problem, strip), form is None or form.columns is None
-        if form:
-            taps, x0 = form.existing(taps), form.first_column(x0, strip)
-        last = max(taps, default=0)
-
-        def last_pixel(image: Vector) -> Vector:
-            return (image * problem.height + y) * problem.width + x0 + (strip - 1)
-
-        keys = depth_base(problem, key_layout, last_pixel(image) * groups + group)
-        ragged = masked and problem.width % strips.strip > 0
-        fits = [x0 + i < problem.width if ragged else None for i in range(strip)]
-        ok = [both(live, x) for x in fits]
-        back = [i + 1 - strip for i in range(strip)]
-        k = [
-            similarity.centre(
-                load_depth(alu, problem, key_layout, k_ref, keys, back[i] * groups, fits[i])
-            )
-            for i in range(strip)
-        ]
-
-        def tap(
-            ops: Any, q: Any, g: Any, start: Any, normalizer: Any, k: Any, prior: Any, v: Any,
-            d_key: Any, d_value: Any,
-        ) -> Any:  # fmt: skip
-            weight, parts = similarity.logit(ops, k, q, prior)
-            d_logit = dot(ops, g, v, start)
-            if softmax:
-                *shift, factor = normalizer
-                if shift:
-                    weight = (weight - shift[0]) * LOG2E
-                weight = ops.exp2(weight) * factor
-                d_logit = weight * d_logit
-            d_value = [ops.fma(weight, x, total) for x, total in zip(g, d_value, strict=True)]
-            return similarity.accumulate(ops, d_key, d_logit, parts), d_value
-
-        def add_chunk(chunk: Any, d_keys: Any) -> Any:
-            channels = Channels.of(problem, group, chunk)
-            own = channels.bases(last_pixel(image))
-            v = [channels.load(alu, v_ref, own, back[i], fits[i]) for i in range(strip)]
-
-            def add_row(number: Any, sums: Any) -> Any:
-                d_keys, d_values = list(sums[0]), list(sums[1])
-                end, row, valid = window_row(number, x0, last)
-                queries = depth_base(problem, query_layout, end * groups + group)
-                outputs = channels.bases(end)
-                if softmax:
-                    pixels = base(2 * (end * groups + group), 2)
-                    shifts = base(end * groups + group)
-                priors = load_priors(problem, fast, prior_refs, row, group, valid)
-                for column, users in taps.items():
-                    mask = None
-                    if masked:  # one comparison: negative is large
-                        mask = (x0 // s + column).astype(jnp.uint32) < wo
-                    if not softmax:
-                        mask = both(mask, valid)
-                    places = (column - last) * groups
-                    q = load_depth(alu, problem, query_layout, q_ref, queries, places, mask, far=1)
-                    # Channels that do not exist meet a value of 0.
-                    g = channels.load(alu, g_ref, outputs, column - last, mask, exact=False)
-                    start, normalizer = zero, []
-                    if softmax:
-                        pair = load(pairs_ref, span(pixels, 2 * places, 2), mask, 0.0)
-                        factor, start = split(pair)
-                        if problem.chunks > 1:  # delta counts once
-                            start = jnp.where(chunk == 0, start, 0.0)
-                        normalizer = [factor]
-                        if not fast:
-                            normalizer = [load(shift_ref, shifts + places, mask, 0.0), factor]
-                    seen = []
-                    for i, dx in users:
-                        prior = priors[dx]
-                        if softmax and mask is not None and not problem.far:
-                            prior = jnp.where(mask, prior, -jnp.inf)
-                        seen.append((k[i], prior, v[i], d_keys[i], d_values[i]))
-                    new = alu.fuse_each(tap, (q, g, start, normalizer), seen)
-                    for (i, _), (of_key, of_value) in zip(users, new, strict=True):
-                        d_keys[i], d_values[i] = of_key, of_value
-                return d_keys, d_values
-
-            zeros = [[zero] * problem.chunk] * strip
-            d_keys, d_values = loop(end_turn, add_row, (d_keys, zeros), start_turn)
-            own = channels.bases(last_pixel(opaque(image)))  # as in `OutputStrip.anew`
-            for i in range(strip):
-                channels.store(alu, d_value_ref, own, back[i], d_values[i], ok[i])
-            return d_keys
-
-        d_keys = loop(problem.chunks, add_chunk, [[zero] * problem.depth] * strip)
-        keys = depth_base(problem, key_layout, last_pixel(opaque(image)) * groups + group)
-        for i in range(strip):
-            parts = [similarity.finish(x) for x in d_keys[i]]
-            store_depth(alu, key_layout, d_key_ref, keys, back[i] * groups, parts, ok[i])
-
-    def gather_all(fast: bool) -> None:
-        by_form(forms, strip_number, functools.partial(gather, strips.strip, first_x, fast))
-
-    if not softmax:
-        gather_all(fast=False)
+    if stats is None:
+        gather_all()
         return
+    severity = load(stats.severity, place.image * problem.height + place.row)
+    lax.cond(jnp.max(severity) != SHIFTED, gather_all, program.gather_exact)
 
-    def exact() -> None:
-        """As few keys at a time as the stride allows: rare, so kept small."""
 
-        def some(number: Any, carry: Any) -> Any:
-            gather(s, first_x + number * s, fast=False, form=None)
+@dataclasses.dataclass(frozen=True)
+class _Program:
+    """The lanes of a program and their work.
+
+    Attributes:
+      problem: the problem.
+      alu: runs arithmetic.
+      operands: the inputs.
+      d_out: gradient of the output.
+      shift: of the normalizer; None without softmax.
+      stats: what the query kernel left; None without softmax.
+      d_key: to write.
+      d_value: to write.
+      strips: how programs cover the keys.
+      place: of each lane.
+      rows: start and end of the loop over output rows.
+      zero: (N,).
+    """
+
+    problem: Problem
+    alu: Alu
+    operands: Operands
+    d_out: Operand
+    shift: Ref | None
+    stats: PixelStats | None
+    d_key: Components
+    d_value: Operand
+    strips: Strips
+    place: Place
+    rows: tuple[Scalar, Scalar]
+    zero: Vector
+
+    def gather_case(self, case: BorderCase) -> None:
+        """Computes the whole strip, by the fast path if there is a softmax."""
+        strip = self._strip(self.place, self.strips.strip, case)
+        _Gather.of(self, strip, fast=self.problem.softmax).run()
+
+    def gather_exact(self) -> None:
+        """Computes few keys at a time, because it runs rarely and must not enlarge the kernel."""
+        s = self.problem.spec.stride
+
+        def some_keys(i: Scalar, carry: int) -> int:
+            place = self.place._replace(x0=self.place.x0 + i * s)
+            _Gather.of(self, self._strip(place, s, None), fast=False).run()
             return carry
 
-        loop(strips.strip // s, some, 0)
+        loop(self.strips.strip // s, some_keys, 0)
 
-    plain = jnp.max(load(findings_ref, image * problem.height + y)) != SHIFTED
-    lax.cond(plain, lambda: gather_all(fast=True), exact)
-
-
-def turns(problem: Problem, strips: Strips, first: Scalar) -> tuple[Any, Any]:
-    """From and to (exclusive) which turn of the loop over window rows a program's lanes need."""
-    spec, rows, s = problem.spec, problem.out_size[0], jnp.int32(problem.spec.stride)
-    low, high, alike = strips.row_range(first)
-    low, high = low + spec.padding[0], high + spec.padding[0]
-    kh, dilation = spec.kernel_size[0], jnp.int32(spec.dilation)
-    if spec.stride == 1:
-        below = jnp.maximum(low - (rows - 1), 0) + (spec.dilation - 1)
-        return lax.div(below, dilation), jnp.minimum(lax.div(high, dilation) + 1, kh)
-    # Lanes of one phase lie side by side, so most programs hold one phase.
-    offset = jnp.where(alike & (strips.phases > 1), lax.rem(low, s), 0)
-    end = jnp.minimum(lax.div(high, s), lax.div((kh - 1) * dilation - offset, s)) + 1
-    return jnp.maximum(lax.div(low, s) - (rows - 1), 0), end
+    def _strip(self, place: Place, count: int, case: BorderCase | None) -> KeyStrip:
+        ragged = self.problem.width % self.strips.strip > 0
+        return KeyStrip(self.problem, self.operands, place, count, ragged, case)
 
 
-def key_strips(problem: Problem, tile: Tile) -> tuple[Strips, list[Form]]:
-    """How programs cover the keys, and the forms of code for that."""
-    s, height, width = problem.spec.stride, problem.height, problem.width
-    phases = s if height % s == 0 else 1
-    groups, batch, lanes = problem.groups, problem.batch, tile.lanes
-    strips = Strips(height, width, tile.strip, groups, batch, lanes, phases)
-    columns = output_columns(problem, tile.strip)
-    return strips, strips.forms(tile.strip // s, 0, columns, problem.out_size[1])
+class _Sums(NamedTuple):
+    """The gradients of each key of a strip: components of d_key, a chunk's channels of d_value."""
+
+    d_keys: list[list[Vector]]
+    d_values: list[list[Vector]]
 
 
-def output_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
-    """Output column, counted from the strip's first -> the (key pixel, tap) pairs it looks at."""
-    spec, pad = problem.spec, problem.spec.padding[1]
-    taps: dict[int, list[tuple[int, int]]] = {}
-    for i in range(strip):
-        for dx in range(spec.kernel_size[1]):
-            column, rest = divmod(i + pad - dx * spec.dilation, spec.stride)
-            if rest == 0:
-                taps.setdefault(column, []).append((i, dx))
-    return dict(sorted(taps.items()))
+class _Output(NamedTuple):
+    """One output pixel, as `_add_tap` takes it: vectors, or registers of PTX."""
+
+    query: list[Vector]
+    g: list[Vector]
+    start: Vector  # of the sum g . value: -delta
+    normalizer: list[Vector]  # (factor), in the exact path (shift, factor), without softmax ()
+
+
+class _Key(NamedTuple):
+    """One key and tap, likewise."""
+
+    key: list[Vector]
+    prior: Vector
+    value: list[Vector]
+    d_key: list[Vector]
+    d_value: list[Vector]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gather:
+    """The sums over the outputs whose windows contain a strip of keys.
+
+    Attributes:
+      program: what it is part of.
+      strip: the keys.
+      logits: fast or exact.
+      keys: prepared, for each key of the strip.
+    """
+
+    program: _Program
+    strip: KeyStrip
+    logits: LogitMath
+    keys: list[list[Vector]]
+
+    @classmethod
+    def of(cls, program: _Program, strip: KeyStrip, fast: bool) -> "_Gather":
+        """Loads the keys."""
+        logits = LogitMath(program.problem, fast, of_key=True)
+        keys = [logits.stationary(strip.load_key(i)) for i in range(strip.count)]
+        return cls(program, strip, logits, keys)
+
+    def run(self) -> None:
+        """Computes and stores both gradients."""
+        program, strip = self.program, self.strip
+        zeros = [[program.zero] * program.problem.depth] * strip.count
+        d_keys = loop(program.problem.chunks, self._add_chunk, zeros)
+        base = strip.key_base(rematerialize=True)
+        for i in range(strip.count):
+            strip.store_key(program.d_key, base, i, self.logits.finish(d_keys[i]))
+
+    def _add_chunk(self, chunk: Scalar, d_keys: list[list[Vector]]) -> list[list[Vector]]:
+        """Adds the terms of a chunk of channels to d_keys, and stores its d_values."""
+        program, strip = self.program, self.strip
+        channels = Channels.of(program.problem, strip.origin.unit, chunk)
+        values = strip.load_values(channels)
+        zeros = [[program.zero] * program.problem.chunk] * strip.count
+        start, end = program.rows
+        add_row = functools.partial(self._add_row, chunk, channels, values)
+        sums = loop(end, add_row, _Sums(d_keys, zeros), start)
+        strip.store_values(program.d_value, channels, sums.d_values)
+        return sums.d_keys
+
+    def _add_row(
+        self,
+        chunk: Scalar,
+        channels: Channels,
+        values: list[list[Vector]],
+        number: Scalar,
+        sums: _Sums,
+    ) -> _Sums:
+        """Adds the terms of a row of outputs."""
+        program, strip, prior = self.program, self.strip, self.program.operands.prior
+        d_keys, d_values = list(sums.d_keys), list(sums.d_values)
+        row = strip.row(number, channels)
+        priors = prior.load(self.logits.fast, row.window_row, strip.origin.unit, row.valid)
+        for column, users in strip.taps.items():
+            mask = strip.column_mask(column)
+            if not program.problem.softmax:
+                mask = and_masks(mask, row.valid)
+            output = self._load_output(chunk, channels, row, column, mask)
+            keys = [
+                _Key(
+                    self.keys[i],
+                    prior.masked(priors[dx], mask),
+                    values[i],
+                    d_keys[i],
+                    d_values[i],
+                )
+                for i, dx in users
+            ]
+            add = functools.partial(_add_tap, self.logits)
+            new = program.alu.inline_each(add, (output,), [(key,) for key in keys])
+            for (i, _), (d_key, d_value) in zip(users, new, strict=True):
+                d_keys[i], d_values[i] = d_key, d_value
+        return _Sums(d_keys, d_values)
+
+    def _load_output(
+        self, chunk: Scalar, channels: Channels, row: OutputRow, column: int, mask: Mask
+    ) -> _Output:
+        program, strip = self.program, self.strip
+        query = strip.load_query(row, column, mask)
+        g = strip.load_gradient(program.d_out, channels, row, column, mask)
+        if program.stats is None:
+            return _Output(query, g, program.zero, [])
+        assert program.shift is not None
+        factor, start = strip.load_pair(program.stats.pairs, row, column, mask)
+        if program.problem.chunks > 1:  # the first chunk adds delta, the others must not again
+            start = jnp.where(chunk == 0, start, 0.0)
+        if self.logits.fast:
+            return _Output(query, g, start, [factor])
+        shift = strip.load_shift(program.shift, row, column, mask)
+        return _Output(query, g, start, [shift, factor])
+
+
+def _add_tap(
+    logits: LogitMath, ops: Ops, output: _Output, key: _Key
+) -> tuple[list[Vector], list[Vector]]:
+    """Adds a tap to (d_key, d_value) of a key."""
+    weight, slopes = logits.logit(ops, key.key, output.query, key.prior)
+    d_logit = dot(ops, output.g, key.value, output.start)
+    if output.normalizer:
+        *shift, factor = output.normalizer
+        if shift:
+            weight = (weight - shift[0]) * LOG2E
+        weight = ops.exp2(weight) * factor
+        d_logit = weight * d_logit
+    d_value = [ops.fma(weight, x, y) for x, y in zip(output.g, key.d_value, strict=True)]
+    return logits.accumulate(ops, key.d_key, d_logit, slopes), d_value

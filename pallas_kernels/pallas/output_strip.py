@@ -1,176 +1,165 @@
-"""A lane's strip of output pixels and the keys and values around it.
+"""A lane's strip of output pixels, and the keys and values of their windows.
 
-What the forward kernel and the query kernel of the backward pass have in common.
+The forward kernel and the query kernel both gather along such strips.
 """
 
-import dataclasses
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.pallas.arithmetic import Alu, opaque
-from pallas_kernels.pallas.lanes import (
-    Channels,
-    Layout,
-    Scalar,
-    base,
-    both,
-    depth_base,
-    load_depth,
-    span,
-    store_depth,
-)
-from pallas_kernels.pallas.problem import Problem, Vector
-from pallas_kernels.pallas.strips import Form, Place, Strips
+from pallas_kernels.pallas.channels import Channels
+from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, and_masks
+from pallas_kernels.pallas.memory import Address, base_address, span
+from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.pallas.ptx import opaque
+from pallas_kernels.pallas.strips import BorderCase, Place, Strips, Taps
 from pallas_kernels.pallas.tiling import Tile
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A window row: bases of the last column's key and (per vector of channels) value.
+class WindowRow(NamedTuple):
+    """A row of the windows of a strip.
 
     Attributes:
-      keys: for `OutputStrip.load_key`.
-      values: for `OutputStrip.load_value`.
-      valid: whether the row lies in the image; if not, the bases are those of one that does.
+      keys: base of the key in the last column.
+      values: addresses of the value in the last column.
+      valid: whether the row lies in the image. Where not, the addresses are those of another row.
     """
 
     keys: Vector
-    values: list[tuple[Vector, int]]
+    values: list[Address]
     valid: Vector
 
 
 class OutputStrip:
-    """`count` output pixels per lane, side by side.
+    """Horizontally adjacent output pixels of each lane.
 
-    Args:
-      problem: the problem.
-      alu: arithmetic.
-      place: of each lane; a unit is a group, or a chunk of one.
-      count: pixels.
-      ragged: whether pixels may lie beyond the right border.
-      form: of the strip; None: any column of keys may lie outside the image.
+    Pixels are numbered from 0 in the strip, and addressed from the last pixel backwards.
+
+    Attributes:
+      in_image: for each pixel, the lanes in which it lies in the image.
+      store_mask: for each pixel, the lanes that store its results: in the image and active.
+      last_pixel: number of the last pixel in the whole batch.
+      taps: columns of keys; see `window_columns`.
     """
 
     def __init__(
         self,
         problem: Problem,
-        alu: Alu,
+        operands: Operands,
         place: Place,
         count: int,
         ragged: bool,
-        form: Form | None = None,
+        case: BorderCase | None = None,
     ):
-        self.problem, self.alu, self.count, self.ragged = problem, alu, count, ragged
-        self.form = form
-        self.image, self.y, self.x0, self.group, self.live = place
-        ho, wo = problem.out_size
-        self.fits = [self.x0 + i < wo if ragged else None for i in range(count)]
-        """Which pixels lie in the image; None for all."""
-        self.ok = [both(self.live, fits) for fits in self.fits]
-        """Which pixels are work: in the image and of a lane with work."""
-        self.last_pixel = (self.image * ho + self.y) * wo + self.x0 + (count - 1)
-        """Number of the last pixel, counted over the whole batch."""
-        last_place = self.last_pixel * problem.groups + self.group
-        self._places = base(last_place)
-        self._pairs = base(2 * last_place, 2)
-        self._layout = Layout.depth(problem, 0)
-        self._queries = depth_base(problem, self._layout, last_place)
-        self.masked = form is None or form.columns is None
-        columns = window_columns(problem, count)
-        self.taps = form.existing(columns) if form else columns
-        """Columns of keys; see `window_columns`."""
+        """Computes the addresses.
 
-    def anew(self) -> "OutputStrip":
-        """The same, with indices that are computed again: for stores after a loop.
-
-        Those from before it would take registers in between, and LLVM would share the sums of
-        bases and offsets with the loads, each for two registers and four instructions.
+        Args:
+          problem: the problem.
+          operands: the inputs in memory.
+          place: of each lane; its unit is a group.
+          count: number of pixels.
+          ragged: whether pixels may lie beyond the right border.
+          case: of the strip. None: any column of keys may lie outside the image.
         """
-        place = Place(opaque(self.image), self.y, self.x0, self.group, self.live)
-        return OutputStrip(self.problem, self.alu, place, self.count, self.ragged, self.form)
+        self.problem, self.operands, self.count, self.ragged = problem, operands, count, ragged
+        self.case, self.origin = case, place
+        ho, wo = problem.out_size
+        self.in_image: list[Mask] = [place.x0 + i < wo if ragged else None for i in range(count)]
+        self.store_mask = [and_masks(place.active, x) for x in self.in_image]
+        self.last_pixel = (place.image * ho + place.row) * wo + place.x0 + (count - 1)
+        last_place = self.last_pixel * problem.groups + place.unit
+        self._places = base_address(last_place)
+        self._pairs = base_address(2 * last_place, 2)
+        self._queries = operands.query.base(last_place)
+        self.masked = case is None or case.columns is None
+        columns = window_columns(problem, count)
+        self.taps = case.existing(columns) if case else columns
+
+    def rematerialized(self) -> "OutputStrip":
+        """The same strip with addresses that are computed again, for stores after a loop.
+
+        The addresses from before the loop would occupy registers throughout it. LLVM would also
+        share their sums with those of the loads, for two registers and four instructions each.
+        """
+        place = self.origin._replace(image=opaque(self.origin.image))
+        return OutputStrip(self.problem, self.operands, place, self.count, self.ragged, self.case)
 
     def pixel(self, i: Scalar) -> "OutputStrip":
-        """One of the pixels, as a strip of its own."""
-        place = Place(self.image, self.y, self.x0 + i, self.group, self.live)
-        return OutputStrip(self.problem, self.alu, place, 1, self.ragged)
+        """One pixel, as a strip of its own."""
+        place = self.origin._replace(x0=self.origin.x0 + i)
+        return OutputStrip(self.problem, self.operands, place, 1, self.ragged)
 
-    def of_form(self, form: Form) -> "OutputStrip":
-        """The same for code of one form, whose strips do not stick out if its columns are known."""
-        x0 = form.first_column(self.x0, self.count)
-        place = Place(self.image, self.y, x0, self.group, self.live)
-        ragged = self.ragged and form.columns is None
-        return OutputStrip(self.problem, self.alu, place, self.count, ragged, form)
+    def of_case(self, case: BorderCase) -> "OutputStrip":
+        """The same strip, for code of one border case."""
+        x0 = case.first_column(self.origin.x0, self.count)
+        ragged = self.ragged and case.columns is None
+        place = self.origin._replace(x0=x0)
+        return OutputStrip(self.problem, self.operands, place, self.count, ragged, case)
 
-    def back(self, i: int) -> int:
+    def from_last(self, i: int) -> int:
         """Pixels from the last one to pixel i; not positive."""
         return i + 1 - self.count
 
     def place(self, i: int) -> Vector:
-        """Index of pixel i where there is one number per pixel and group."""
-        return self._places + self.back(i) * self.problem.groups
+        """Index of pixel i in an array of one number per pixel and group."""
+        return self._places + self.from_last(i) * self.problem.groups
 
-    def pair(self, i: int) -> jax.Array:
-        """Indices (N, 2) of pixel i where there are two numbers per pixel and group."""
-        return span(self._pairs, 2 * self.back(i) * self.problem.groups, 2)
+    def pair(self, i: int) -> Vector:
+        """Indices (N, 2) of pixel i in an array of two numbers per pixel and group."""
+        return span(self._pairs, 2 * self.from_last(i) * self.problem.groups, 2)
 
-    def load_query(self, ref: Any, i: int) -> list[Vector]:
+    def load_query(self, i: int) -> list[Vector]:
         """The query of pixel i; beyond the image one that is far from all keys."""
-        places = self.back(i) * self.problem.groups
-        # Far on the other side than keys beyond the image are.
-        return load_depth(
-            self.alu, self.problem, self._layout, ref, self._queries, places, self.fits[i], far=-1
-        )
+        places = self.from_last(i) * self.problem.groups
+        # It is distant in the opposite direction of the keys beyond the image.
+        return self.operands.query.load(self._queries, places, self.in_image[i], distant=-1)
 
-    def store_query(self, ref: Any, i: int, parts: list[Vector]) -> None:
-        """Writes the gradient of a query."""
-        places = self.back(i) * self.problem.groups
-        store_depth(self.alu, self._layout, ref, self._queries, places, parts, self.ok[i])
+    def store_query(self, array: Components, i: int, parts: list[Vector]) -> None:
+        """Writes the gradient of the query of pixel i."""
+        places = self.from_last(i) * self.problem.groups
+        array.store(self._queries, places, parts, self.store_mask[i])
 
-    def row(self, number: Any, channels: Channels) -> Row:
-        """A row of the windows."""
-        spec, problem = self.problem.spec, self.problem
-        yi = self.y * spec.stride + number * spec.dilation - spec.padding[0]
+    def row(self, number: Scalar, channels: Channels) -> WindowRow:
+        """Row `number` of the windows."""
+        spec, problem, place = self.problem.spec, self.problem, self.origin
+        yi = place.row * spec.stride + number * spec.dilation - spec.padding[0]
         clamped = jnp.clip(yi, 0, problem.height - 1)
-        end = (self.image * problem.height + clamped) * problem.width
-        end += self.x0 * spec.stride + (max(self.taps) - spec.padding[1])
-        keys = depth_base(problem, Layout.depth(problem, 1), end * problem.groups + self.group)
-        return Row(keys, channels.bases(end), (yi >= 0) & (yi < problem.height))
+        last = (place.image * problem.height + clamped) * problem.width
+        last += place.x0 * spec.stride + (max(self.taps) - spec.padding[1])
+        keys = self.operands.key.base(last * problem.groups + place.unit)
+        values = channels.addresses(self.operands.value, last)
+        return WindowRow(keys, values, (yi >= 0) & (yi < problem.height))
 
-    def column_mask(self, column: int) -> Vector | None:
-        """Whether a column of keys lies in the image; None if it does for all lanes."""
+    def column_mask(self, column: int) -> Mask:
+        """The lanes in which a column of keys lies in the image."""
         if not self.masked:
             return None
         spec = self.problem.spec
-        x = (self.x0 * spec.stride + (column - spec.padding[1])).astype(jnp.uint32)
-        return x < self.problem.width  # one comparison: negative is large
+        x = (self.origin.x0 * spec.stride + (column - spec.padding[1])).astype(jnp.uint32)
+        return x < self.problem.width  # a single comparison, because negative x become large
 
-    def load_key(self, ref: Any, row: Row, column: int, mask: Vector | None) -> list[Vector]:
-        """A key; one that is far from all queries where the mask is False."""
-        layout = Layout.depth(self.problem, 1)
+    def load_key(self, row: WindowRow, column: int, mask: Mask) -> list[Vector]:
+        """A key; where the mask is False, one that is far from all queries."""
         places = (column - max(self.taps)) * self.problem.groups
-        return load_depth(self.alu, self.problem, layout, ref, row.keys, places, mask, far=1)
+        return self.operands.key.load(row.keys, places, mask, distant=1)
 
     def load_value(
-        self, channels: Channels, ref: Any, row: Row, column: int, mask: Vector | None
+        self, channels: Channels, row: WindowRow, column: int, mask: Mask
     ) -> list[Vector]:
-        """The lane's channels of a value, 0 where the mask is False."""
-        back = column - max(self.taps)
-        return channels.load(self.alu, ref, row.values, back, mask, exact=False)
+        """The lane's channels of a value; 0 where the mask is False."""
+        pixels = column - max(self.taps)
+        return channels.load(self.operands.value, row.values, pixels, mask, exact=False)
 
-    def masked_prior(self, prior: Vector, i: int, mask: Vector | None) -> Vector:
-        """A prior that makes the weight 0 where the key or the query is none."""
-        inside = both(mask, self.fits[i])
-        if inside is None or self.problem.far or not self.problem.softmax:
-            return prior
-        return jnp.where(inside, prior, -jnp.inf)
+    def masked_prior(self, prior: Vector, i: int, mask: Mask) -> Vector:
+        """A prior that makes the weight 0 where the key or the query does not exist."""
+        return self.operands.prior.masked(prior, and_masks(mask, self.in_image[i]))
 
 
-def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, int]]]:
-    """Column of keys, counted from the strip's first -> the (pixel, tap) pairs that look at it."""
-    taps: dict[int, list[tuple[int, int]]] = {}
+def window_columns(problem: Problem, strip: int) -> Taps:
+    """The columns of keys that a strip of output pixels uses, counted from its first window's."""
+    taps: Taps = {}
     for i in range(strip):
         for dx in range(problem.spec.kernel_size[1]):
             column = i * problem.spec.stride + dx * problem.spec.dilation
@@ -178,16 +167,16 @@ def window_columns(problem: Problem, strip: int) -> dict[int, list[tuple[int, in
     return dict(sorted(taps.items()))
 
 
-def output_strips(problem: Problem, tile: Tile, units: int) -> tuple[Strips, list[Form]]:
-    """How programs cover the output, and the forms of code for that."""
+def output_strips(problem: Problem, tile: Tile, units: int) -> tuple[Strips, list[BorderCase]]:
+    """How programs cover the output, and the border cases of its strips."""
     strips = Strips(*problem.out_size, tile.strip, units, problem.batch, tile.lanes)
     s, pad = problem.spec.stride, problem.spec.padding[1]
     columns = window_columns(problem, tile.strip)
-    return strips, strips.forms(tile.strip * s, -pad, columns, problem.width)
+    return strips, strips.border_cases(tile.strip * s, -pad, columns, problem.width)
 
 
-def window_rows(problem: Problem, strips: Strips, first: Scalar) -> tuple[Any, Any]:
-    """From and to (exclusive) which row the windows of a program's lanes reach into the image."""
+def window_rows(problem: Problem, strips: Strips, first: Scalar) -> tuple[Vector, Vector]:
+    """The window rows of a program's lanes that reach into the image: start, and exclusive end."""
     spec = problem.spec
     kh, pad, s, dilation = spec.kernel_size[0], spec.padding[0], spec.stride, spec.dilation
     low, high, _ = strips.row_range(first)

@@ -1,80 +1,101 @@
-"""How the programs of the GPU kernels cover the images, and what code they need where.
+"""How the programs of a kernel cover the images.
 
-A program is a flat row of lanes, one per thread. A lane owns one group (or a chunk of a wide
-group's channels) and a STRIP of R horizontally adjacent pixels. Lanes run over groups first, so
-that a warp reads whole cache lines, then down the image, so that a program sits in one column of
-strips: what lies beyond the left and right border is known without masks.
+A program is a row of lanes. A lane owns one group (or a chunk of a wide group's channels) and a
+strip of R horizontally adjacent pixels. Lanes run over groups first, so that a warp reads whole
+cache lines. Then they run down the image, so that all strips of a program lie in one column of
+strips, and code knows without masks what lies beyond the left and right border.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.pallas.arithmetic import opaque
-from pallas_kernels.pallas.lanes import Scalar, both
-from pallas_kernels.pallas.problem import Vector
+from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, and_masks
+from pallas_kernels.pallas.ptx import opaque
+
+Taps = dict[int, list[tuple[int, int]]]
+"""Column, counted from a strip's first -> the (pixel of the strip, tap) pairs that use it."""
+
+T = TypeVar("T")
+
+# Each case adds code, and the time to compile it.
+MAX_BORDER_CASES = 5
+MIN_SHARE = 0.07
 
 
-class Form(NamedTuple):
-    """Strips for which a kernel has code of its own.
+class BorderCase(NamedTuple):
+    """Strips of which the same columns exist; a kernel has code for each case.
 
     Attributes:
-      strips: their numbers; neighbours if `columns` is known.
-      columns: of the columns that a strip looks at, those that exist for every one of these strips,
-        while no other exists for any; None: each lane must ask.
+      strips: their numbers, consecutive if `columns` is known.
+      columns: the columns that exist for every one of these strips, while no other column exists
+        for any of them. None: columns differ, and the code needs a mask for each.
     """
 
     strips: tuple[int, ...]
     columns: tuple[int, ...] | None
 
     def first_column(self, x0: Vector, strip: int) -> Vector:
-        """x0 of a strip of `strip` pixels; a constant if only one strip has the form."""
+        """The x0 of a strip of `strip` pixels; a constant if only one strip has this case."""
         return x0 if len(self.strips) > 1 else jnp.full_like(x0, self.strips[0] * strip)
 
-    def existing(self, columns: dict[int, Any]) -> dict[int, Any]:
-        """Of the columns that a strip looks at, those that code for this form has to visit."""
-        return columns if self.columns is None else {c: columns[c] for c in self.columns}
+    def existing(self, taps: Taps) -> Taps:
+        """The taps that code for this case visits."""
+        return taps if self.columns is None else {c: taps[c] for c in self.columns}
+
+
+def by_border_case(cases: Sequence[BorderCase], strip: Scalar, run: Callable[[BorderCase], T]) -> T:
+    """Runs `run` for the case of a strip, chosen on the GPU."""
+    case, *others = cases
+    if not others:  # cases with masks come last, because their strips need not be consecutive
+        return run(case)
+    here = (strip >= case.strips[0]) & (strip <= case.strips[-1])
+    return lax.cond(here, lambda: run(case), lambda: by_border_case(others, strip, run))
 
 
 class Place(NamedTuple):
-    """Where lanes work: each an array with a number per lane."""
+    """Where the lanes of a program work.
+
+    Attributes:
+      image: number in the batch.
+      row: of the image.
+      x0: first column of the strip.
+      unit: group, or chunk of a group.
+      active: which lanes have work.
+    """
 
     image: Vector
     row: Vector
-    x0: Vector  # first column
+    x0: Vector
     unit: Vector
-    live: Vector | None  # lanes with work; None: all
-
-
-# Code grows with every form, and compile time with it.
-MOST_FORMS = 5
-SMALLEST_SHARE = 0.07
+    active: Mask
 
 
 @dataclasses.dataclass(frozen=True)
 class Strips:
-    """How programs cover the images with strips.
+    """The assignment of strips to programs.
 
-    A program's lanes all work on strips at one place from left to right, so they share their
-    columns. They run over units, then rows, then some images; programs next to each other take
-    the next of these lanes, then the next strip, so that what neighbouring strips share stays in
-    the L2 cache, then other images.
+    All lanes of a program work on strips at the same horizontal position. They run over units, then
+    rows, then a few images. The next program takes the next lanes of the same column of strips,
+    then come the next column of strips and the next images. So what adjacent strips share is still
+    in the L2 cache.
 
     Attributes:
-      rows: rows of the image.
-      columns: its columns.
+      rows: height of the images.
+      columns: width of the images.
       strip: R, pixels per lane.
-      units: what lies side by side in a pixel: groups (or groups times chunks).
-      batch: images.
-      per_program: lanes per program.
-      phases: rows are taken every `phases`-th first; divides `rows`.
-      parts: what the lanes of a strip are cut into; a program takes its lanes of each, one part
-        after the other, of equal units.
+      units: units of work per pixel: groups, or groups times chunks.
+      batch: number of images.
+      lanes_per_program: a multiple of 32.
+      phases: rows are visited in steps of this number, first those that are multiples of it. It
+        divides `rows`.
+      parts: how many parts the lanes of a column of strips are cut into. A program takes lanes of
+        each part, one part after the other, always of the same unit.
     """
 
     rows: int
@@ -82,62 +103,68 @@ class Strips:
     strip: int
     units: int
     batch: int
-    per_program: int
+    lanes_per_program: int
     phases: int = 1
     parts: int = 1
 
     @property
-    def per_row(self) -> int:
-        """Strips side by side; the last one may stick out."""
+    def strips_per_row(self) -> int:
+        """Number of strips side by side; the last one may reach beyond the image."""
         return -(-self.columns // self.strip)
 
     @property
-    def together(self) -> int:
-        """Images whose lanes of one strip lie side by side: if it can be, so that all have work."""
+    def images_per_round(self) -> int:
+        """Images that share programs; if possible so many that every lane has work."""
         image = self.rows * self.units
-        fit = [n for n in range(1, 33) if not (self.batch % n or n * image % self.per_program)]
-        return fit[0] if fit else min(8, self.batch)
+        fitting = [
+            n for n in range(1, 33) if not (self.batch % n or n * image % self.lanes_per_program)
+        ]
+        return fitting[0] if fitting else min(8, self.batch)
 
     @property
     def lanes(self) -> int:
-        """Lanes of one strip of the images together."""
-        return self.together * self.rows * self.units
+        """Lanes of one column of strips, for the images of one round."""
+        return self.images_per_round * self.rows * self.units
 
     @property
-    def part(self) -> int:
-        """Lanes of a part; the last one may have less work."""
-        return -(-self.together * self.rows // self.parts) * self.units
+    def lanes_per_part(self) -> int:
+        """Lanes of one part; the last part may have fewer active ones."""
+        return -(-self.images_per_round * self.rows // self.parts) * self.units
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """Programs: along the lanes, strips, rounds of images."""
-        return pl.cdiv(self.part, self.per_program), self.per_row, -(-self.batch // self.together)
+        """Programs per part and column of strips, columns of strips, rounds of images."""
+        along = pl.cdiv(self.lanes_per_part, self.lanes_per_program)
+        return along, self.strips_per_row, -(-self.batch // self.images_per_round)
 
     def place(self, first: Scalar, strip: Scalar, images: jax.Array, part: Scalar = 0) -> Place:
         """Where a program works.
 
         Args:
-          first: of its lanes of a part.
-          strip: number of its strip.
+          first: its first lane, counted in its part.
+          strip: number of its column of strips.
           images: number of its round of images.
           part: number of the part.
         """
-        lane = first + jnp.arange(self.per_program, dtype=jnp.int32)
-        live = None if self.part % self.per_program == 0 else lane < self.part
-        lane = part * self.part + lane
-        if self.part * self.parts > self.lanes:
-            live = both(live, lane < self.lanes)
-        # Found again in each round: to keep it would cost registers.
-        image, row, unit = self._digits(opaque(jnp.minimum(lane, self.lanes - 1), images))
-        image = images * self.together + image
-        if self.batch % self.together:
-            live = both(live, image < self.batch)
+        lane = first + jnp.arange(self.lanes_per_program, dtype=jnp.int32)
+        active: Mask = None
+        if self.lanes_per_part % self.lanes_per_program:
+            active = lane < self.lanes_per_part
+        lane = part * self.lanes_per_part + lane
+        if self.lanes_per_part * self.parts > self.lanes:
+            active = and_masks(active, lane < self.lanes)
+        # Recomputed in each round, because keeping it across rounds would cost registers.
+        lane = opaque(jnp.minimum(lane, self.lanes - 1), images)
+        image, row, unit = self._coordinates(lane)
+        image = images * self.images_per_round + image
+        if self.batch % self.images_per_round:
+            active = and_masks(active, image < self.batch)
             image = jnp.minimum(image, self.batch - 1)
-        x0 = jnp.full((self.per_program,), strip * self.strip, jnp.int32)
-        return Place(image, row, x0, unit, live)
+        x0 = jnp.full((self.lanes_per_program,), strip * self.strip, jnp.int32)
+        return Place(image, row, x0, unit, active)
 
-    def _digits(self, lane: Any) -> tuple[Any, Any, Any]:
-        """(image, row, unit) of a lane that is no less than 0."""
+    def _coordinates(self, lane: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """(image, row, unit) of a lane, which is not negative."""
         lane, digits = lane.astype(jnp.uint32), []  # unsigned divisions are cheaper
         for size in (self.units, self.rows // self.phases, self.phases):
             digits.append(lax.rem(lane, jnp.uint32(size)).astype(jnp.int32))
@@ -146,52 +173,47 @@ class Strips:
         return lane.astype(jnp.int32), row * self.phases + phase, unit
 
     def row_range(self, first: Scalar) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """(lowest, highest row, whether of one phase) of lanes first .. first + per_program - 1.
+        """Bounds of the rows of lanes first .. first + lanes_per_program - 1, all parts counted.
 
-        Lanes are counted from the first part on.
+        Returns:
+          The lowest row, the highest row, and whether all rows are of one phase.
         """
         a = jnp.minimum(first, self.lanes - 1)
-        b = jnp.minimum(first + self.per_program, self.lanes) - 1
+        b = jnp.minimum(first + self.lanes_per_program, self.lanes) - 1
         run = jnp.int32(self.rows // self.phases * self.units)
-        alike = lax.div(a, run) == lax.div(b, run)
-        low, high = self._digits(a)[1], self._digits(b)[1]
-        return jnp.where(alike, low, 0), jnp.where(alike, high, self.rows - 1), alike
+        same_phase = lax.div(a, run) == lax.div(b, run)
+        low, high = self._coordinates(a)[1], self._coordinates(b)[1]
+        low, high = jnp.where(same_phase, low, 0), jnp.where(same_phase, high, self.rows - 1)
+        return low, high, same_phase
 
-    def forms(self, step: int, start: int, columns: Iterable[int], limit: int) -> list[Form]:
-        """The forms of code that a kernel needs; every strip has one.
+    def border_cases(
+        self, step: int, start: int, columns: Iterable[int], limit: int
+    ) -> list[BorderCase]:
+        """The cases for which a kernel needs code; every strip has exactly one.
 
-        Strips at the border look at fewer columns. Where such a strip is a good part of all, code
-        that knows which ones saves the masks and the arithmetic on nothing.
+        Strips at the border use fewer columns. Where they are a sizeable share of all strips, code
+        of their own saves the masks, and the arithmetic on columns that do not exist.
 
         Args:
-          step: how many of the columns that it looks at a strip lies beyond its neighbour.
-          start: column number 0 of the first strip.
-          columns: numbers of what a strip looks at.
-          limit: columns 0 .. limit - 1 exist.
+          step: columns from a strip's first to that of the next strip.
+          start: number in the image of column 0 of the first strip.
+          columns: what a strip uses, counted from its column 0.
+          limit: columns 0 .. limit - 1 of the image exist.
         """
         found: dict[tuple[int, ...], list[int]] = {}
         masked = []
-        for strip in range(self.per_row):
-            there = tuple(c for c in columns if 0 <= start + strip * step + c < limit)
+        for strip in range(self.strips_per_row):
+            existing = tuple(c for c in columns if 0 <= start + strip * step + c < limit)
             if (strip + 1) * self.strip > self.columns:
-                masked.append(strip)  # it sticks out
+                masked.append(strip)  # it reaches beyond the image
             else:
-                found.setdefault(there, []).append(strip)
-        forms = []
-        for there, strips in found.items():
-            if len(strips) < SMALLEST_SHARE * self.per_row:
+                found.setdefault(existing, []).append(strip)
+        cases = []
+        for existing, strips in found.items():
+            if len(strips) < MIN_SHARE * self.strips_per_row:
                 masked += strips
             else:
-                forms.append(Form(tuple(strips), there))
-        if len(forms) + bool(masked) > MOST_FORMS:
-            forms, masked = [], list(range(self.per_row))
-        return forms + ([Form(tuple(masked), None)] if masked else [])
-
-
-def by_form(forms: Sequence[Form], strip: Scalar, run: Callable[[Form], Any]) -> Any:
-    """What `run` returns for the form that a strip has."""
-    form, *others = forms
-    if not others:  # also the place of the form with masks, whose strips need not be neighbours
-        return run(form)
-    here = (strip >= form.strips[0]) & (strip <= form.strips[-1])
-    return lax.cond(here, lambda: run(form), lambda: by_form(others, strip, run))
+                cases.append(BorderCase(tuple(strips), existing))
+        if len(cases) + bool(masked) > MAX_BORDER_CASES:
+            cases, masked = [], list(range(self.strips_per_row))
+        return cases + ([BorderCase(tuple(masked), None)] if masked else [])

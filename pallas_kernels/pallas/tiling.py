@@ -1,20 +1,20 @@
-"""How the GPU kernels cut a problem: pixels per lane, warps per block, strips per lane.
+"""How the kernels cut a problem: pixels per lane, warps per block, strips per lane.
 
-`tiles.json` holds what was measured (`save`), per device and problem. Where it has nothing, a
-model of the instructions decides. It was fitted to disassembled kernels
-(`python -m pallas_kernels.tools.instruction_counts`), not to a clock:
+`tiles.json` holds measured tiles (`save`), per device and problem. For other problems a model of
+the instructions decides. It was fitted to disassembled kernels
+(`python -m pallas_kernels.tools.instruction_counts`), not to times:
 
-* By the bounds that `inspect` prints, kernels of stride 1 fill the schedulers before DRAM or
-  caches, so the tile with the fewest instructions per useful tap wins. (At stride 2 there are four
-  times as many keys and values for the same taps: DRAM is the tighter bound, whatever the tile.)
-* A longer strip R loads each key and value for more pixels, R * Kw taps for about R * stride + Kw
-  columns, but its accumulators cost registers: about `REGISTERS` are free for them until the
-  assembler spills. Beyond 8 pixels nothing is left to win but code size.
-* A strip that does not divide the width computes pixels that nobody wants.
-* 4 warps: few enough that a block's window rows outside the image can be skipped, enough that its
-  rows share what they load through the L1 cache.
-* The query kernel adds up d_prior over `turns` strips per lane. 65,536 lanes fill an H100 once;
-  more lanes only make more columns of partial sums.
+* By the bounds that this command prints, kernels of stride 1 are limited by instruction issue
+  before DRAM or caches, so the tile with the fewest instructions per useful tap wins. (At stride 2
+  there are four times as many keys and values for the same taps, and DRAM limits every tile.)
+* A longer strip R uses each loaded key and value for more pixels: R * Kw taps for about
+  R * stride + Kw columns. Its accumulators occupy registers, of which about `REGISTERS` are free
+  before the assembler spills. Beyond 8 pixels a strip only gains code size.
+* A strip that does not divide the width computes pixels that are not needed.
+* With 4 warps a block spans few enough rows to skip window rows outside the image, and enough rows
+  to share their loads through the L1 cache.
+* The query kernel sums d_prior over `strips_per_lane` strips per lane. 65,536 lanes fill an H100
+  once; more lanes only add columns of partial sums.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ import numpy as np
 from pallas_kernels.pallas.problem import Problem
 
 TABLE = pathlib.Path(__file__).with_name("tiles.json")
-LONGEST_STRIP = 8
+MAX_STRIP = 8
 REGISTERS = {"forward": 90, "query": 110, "key": 150}
 LANES = 65_536
 
@@ -42,13 +42,13 @@ class Tile:
     Attributes:
       strip: R, horizontally adjacent pixels per lane.
       warps: of 32 lanes per block.
-      turns: at most so many strips per lane, one after the other, of other images or, if there are
-        not as many, of other rows; only the query kernel has more than one.
+      strips_per_lane: at most so many strips per lane, one after the other: of other images or, if
+        there are too few, of other rows. Only the query kernel takes more than one.
     """
 
     strip: int
     warps: int = 4
-    turns: int = 1
+    strips_per_lane: int = 1
 
     @property
     def lanes(self) -> int:
@@ -75,12 +75,12 @@ def heuristic(problem: Problem, kernel: str) -> Tile:
     """The strip with the fewest modelled instructions per useful tap."""
     strips = list(candidates(problem, kernel))
     strip = min(strips, key=lambda strip: (modelled_slots(problem, kernel, strip), strip))
-    turns = 1
+    strips_per_lane = 1
     if kernel == "query" and problem.has_prior:
         height, width = problem.out_size
         lanes = problem.batch * height * -(-width // strip) * problem.groups
-        turns = max(1, min(16, lanes // LANES))
-    return Tile(strip, turns=turns)
+        strips_per_lane = max(1, min(16, lanes // LANES))
+    return Tile(strip, strips_per_lane=strips_per_lane)
 
 
 def candidates(problem: Problem, kernel: str) -> Iterable[int]:
@@ -92,7 +92,7 @@ def candidates(problem: Problem, kernel: str) -> Iterable[int]:
         "key": 2 * problem.chunk + 2 * problem.depth,
     }[kernel]
     yield step
-    for strip in range(2 * step, max(LONGEST_STRIP, step) + 1, step):
+    for strip in range(2 * step, max(MAX_STRIP, step) + 1, step):
         if strip * pixel <= REGISTERS[kernel]:
             yield strip
 
@@ -121,12 +121,12 @@ def modelled_slots(problem: Problem, kernel: str, strip: int) -> float:
 
 
 def measured(problem: Problem, kernel: str, device: str | None = None) -> Tile | None:
-    """The tile that was fastest on this device, if anyone measured it.
+    """The tile that was fastest on a device; None if none was measured.
 
     Args:
-      problem: whose batch size does not matter.
+      problem: its batch size does not matter.
       kernel: "forward", "query" or "key".
-      device: its name; None asks JAX which GPU is here.
+      device: its name; None takes the GPU of this machine.
     """
     device = device or gpu_name()
     found = _table().get((device, kernel, describe(problem))) if device else None
@@ -134,7 +134,7 @@ def measured(problem: Problem, kernel: str, device: str | None = None) -> Tile |
 
 
 def describe(problem: Problem) -> str:
-    """What a tile depends on, as the table writes it."""
+    """The text that identifies a problem in the table: everything that its tile depends on."""
     spec = problem.spec
     kh, kw = spec.kernel_size
     dtypes = "/".join(str(np.dtype(dtype)) for dtype in problem.dtypes)
@@ -147,14 +147,14 @@ def describe(problem: Problem) -> str:
 
 
 def gpu_name() -> str | None:
-    """The kind of GPU that JAX computes on, None without one."""
+    """The kind of GPU that JAX computes on; None without one."""
     if jax.default_backend() not in ("gpu", "cuda"):
         return None
     return str(jax.devices()[0].device_kind)
 
 
 def save(device: str, kernel: str, problem: Problem, tile: Tile, microseconds: float) -> None:
-    """Puts a measured tile into the table, in place of an older one."""
+    """Adds a measured tile to the table, or replaces it."""
     place = (device, kernel, describe(problem))
     rows = [row for row in _rows() if (row["device"], row["kernel"], row["problem"]) != place]
     rows.append(

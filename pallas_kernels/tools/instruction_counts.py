@@ -31,9 +31,9 @@ cross_compilation.prepare()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels.pallas import key_kernel, output_strip, query_kernel  # noqa: E402
+from pallas_kernels.pallas import key_strip, output_strip, query_kernel  # noqa: E402
 from pallas_kernels.pallas.problem import Problem  # noqa: E402
-from pallas_kernels.pallas.strips import Form  # noqa: E402
+from pallas_kernels.pallas.strips import BorderCase  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.tools.benchmark import select  # noqa: E402
 from pallas_kernels.tools.cross_compilation import GPUS, Gpu, Kernel  # noqa: E402
@@ -170,7 +170,7 @@ class Use(NamedTuple):
       turns: strips that a lane takes, one after the other.
     """
 
-    forms: list[Form]
+    forms: list[BorderCase]
     weights: list[tuple[int, bool]]
     shares: list[float]
     rows: float
@@ -187,12 +187,12 @@ def use(problem: Problem, tile: Tile, name: str) -> Use:
         strips, forms, rounds = query_kernel.query_strips(problem, tile)
         turns = rounds * strips.parts
     else:
-        strips, forms = key_kernel.key_strips(problem, tile)
-        columns = key_kernel.output_columns(problem, tile.strip)
-        rows = key_kernel.turns
+        strips, forms = key_strip.key_strips(problem, tile)
+        columns = key_strip.output_columns(problem, tile.strip)
+        rows = key_strip.output_rows
     first = jnp.arange(0, strips.lanes, tile.lanes, dtype=jnp.int32)
     start, end = jax.vmap(lambda x: rows(problem, strips, x))(first)
-    shares = [len(form.strips) / strips.per_row for form in forms]
+    shares = [len(form.strips) / strips.strips_per_row for form in forms]
     weights = [
         (sum(len(users) for users in form.existing(columns).values()), form.columns is None)
         for form in forms

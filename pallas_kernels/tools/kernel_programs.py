@@ -6,11 +6,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas import backward_pass, forward_kernel, key_kernel, query_kernel, tiling
-from pallas_kernels.pallas.lanes import Layout
+from pallas_kernels.pallas import (
+    backward_pass,
+    forward_kernel,
+    key_kernel,
+    operands,
+    query_kernel,
+    tiling,
+)
+from pallas_kernels.pallas.memory import Layout
 from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.pallas.query_program import PixelStats
 from pallas_kernels.pallas.tiling import Tile
-from pallas_kernels.spec import Inputs, Normalizer
+from pallas_kernels.spec import Inputs, Normalizer, Residuals
 from pallas_kernels.tools.shapes import Shape
 
 KERNELS = ("forward", "query", "key")
@@ -53,19 +61,14 @@ def program(
         return forward_kernel.forward(shape.spec, inputs, tile=chosen)
 
     def query_side(inputs: Inputs, out: Any, g: Any, normalizer: Normalizer | None) -> Any:
-        arrays = backward_pass.in_memory(problem, inputs)
-        layout = Layout.channels(problem)
-        out, g = layout.to_memory(out), layout.to_memory(g)
-        d_query, d_prior, sums = query_kernel.query_side(
-            problem, chosen, False, arrays, out, g, normalizer
-        )
-        return d_query, d_prior, (sums.pairs, sums.findings) if sums else None
+        flat = backward_pass.in_memory(problem, Residuals(inputs, out, normalizer))
+        g = Layout.value(problem).flatten(g)
+        return query_kernel.query_gradients(problem, chosen, flat, g, interpret=False)
 
-    def key_side(inputs: Inputs, g: Any, shift: Any, sums: Any) -> Any:
-        arrays = backward_pass.in_memory(problem, inputs)
-        found = query_kernel.Sums(*sums) if sums else None
-        g = Layout.channels(problem).to_memory(g)
-        return key_kernel.key_side(problem, chosen, False, arrays, g, shift, found)
+    def key_side(inputs: Inputs, g: Any, shift: Any, stats: Any) -> Any:
+        flat, g = operands.in_memory(problem, inputs), Layout.value(problem).flatten(g)
+        shift = None if shift is None else shift.reshape(-1)
+        return key_kernel.key_gradients(problem, chosen, flat, g, shift, stats, interpret=False)
 
     if name == "forward":
         return problem, chosen, forward, [inputs]
@@ -74,6 +77,6 @@ def program(
         normalizer = Normalizer(number, number) if softmax else None
         return problem, chosen, query_side, [inputs, out, out, normalizer]
     rows = problem.batch * problem.height
-    pairs, findings = array((2 * number.size,), jnp.float32), array((rows,), jnp.int32)
-    sums = (number, (pairs, findings)) if softmax else (None, None)
-    return problem, chosen, key_side, [inputs, out, *sums]
+    pairs, severity = array((2 * number.size,), jnp.float32), array((rows,), jnp.int32)
+    stats = PixelStats(pairs, severity)
+    return problem, chosen, key_side, [inputs, out, *((number, stats) if softmax else (None, None))]

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import pallas
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.pallas.query_program import PLAIN, PixelStats
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Normalizer
 from pallas_kernels.tools.kernel_programs import KERNELS, program
@@ -20,17 +21,17 @@ CALLS = 20  # dispatched one after the other, so that the GPU never waits for th
 
 
 def choices(problem: Problem, kernel: str) -> list[Tile]:
-    """The tiles worth measuring: the heuristic's, and others in strip, warps and turns."""
+    """The tiles worth measuring: the heuristic's and others, the heuristic's first."""
     first = tiling.heuristic(problem, kernel)
     strips = sorted(tiling.candidates(problem, kernel))
     width = problem.width if kernel == "key" else problem.out_size[1]
     # A strip that wastes a third of its pixels or is half as long as it could be never wins.
     strips = [s for s in strips if s >= max(strips) / 2 and s * -(-width // s) <= 1.34 * width]
-    found = {Tile(s, w, first.turns) for s in strips for w in WARPS}
-    if first.turns > 1:
-        turns = (1, first.turns // 2, 2 * first.turns)
-        found |= {Tile(first.strip, first.warps, t) for t in turns}
-    return [first, *sorted(found - {first}, key=lambda x: (x.strip, x.warps, x.turns))]
+    found = {Tile(s, w, first.strips_per_lane) for s in strips for w in WARPS}
+    if first.strips_per_lane > 1:
+        counts = (1, first.strips_per_lane // 2, 2 * first.strips_per_lane)
+        found |= {Tile(first.strip, first.warps, t) for t in counts}
+    return [first, *sorted(found - {first}, key=lambda x: (x.strip, x.warps, x.strips_per_lane))]
 
 
 def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
@@ -49,8 +50,9 @@ def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
         arrays.append(Normalizer(shift, uniform) if problem.softmax else None)
     elif kernel == "key":
         pairs = jnp.stack([uniform.reshape(-1), shift.reshape(-1)], 1).reshape(-1)
-        sums = (pairs, jnp.zeros(avals[3][1].shape, jnp.int32) if avals[3] else None)
-        arrays += [normal(avals[1]), *((shift, sums) if problem.softmax else (None, None))]
+        rows = problem.batch * problem.height
+        stats = PixelStats(pairs, jnp.full((rows,), PLAIN, jnp.int32))
+        arrays += [normal(avals[1]), *((shift, stats) if problem.softmax else (None, None))]
     return arrays
 
 

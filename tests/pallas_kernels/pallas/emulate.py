@@ -28,7 +28,7 @@ cross_compilation.prepare()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels.pallas import backward_pass, forward_kernel, lanes  # noqa: E402
+from pallas_kernels.pallas import backward_pass, forward_kernel, priors  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import cut, errors  # noqa: E402
@@ -85,13 +85,13 @@ def examine(
 
 def plant_bug() -> Any:
     """Takes every prior from the window row below: an off-by-one in one index."""
-    true_load = lanes.load_priors
+    true_load = priors.Priors.load
 
-    def wrong(problem: Any, fast: bool, refs: Any, row: Any, group: Any, valid: Any) -> Any:
-        below = jnp.minimum(row + 1, problem.spec.kernel_size[0] - 1)
-        return true_load(problem, fast, refs, below, group, valid)
+    def wrong(self: priors.Priors, fast: bool, row: Any, group: Any, valid: Any) -> Any:
+        below = jnp.minimum(row + 1, self.problem.spec.kernel_size[0] - 1)
+        return true_load(self, fast, below, group, valid)
 
-    return mock.patch.multiple("pallas_kernels.pallas.forward_kernel", load_priors=wrong)
+    return mock.patch.object(priors.Priors, "load", wrong)
 
 
 def chosen(patterns: str) -> Iterable[Shape]:
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--strip", type=int, default=0, help="0: the tile that would be used")
     parser.add_argument("--warps", type=int, default=4)
-    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--strips-per-lane", type=int, default=2)
     parser.add_argument("--route", default=None, help="ptxsim's: xla (default), plugin, triton")
     parser.add_argument("--plant-bug", action="store_true", help="show that an error is caught")
     options = parser.parse_args(arguments)
@@ -130,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     s = shape.spec.stride
                     tiles = [
                         Tile(options.strip, options.warps),
-                        Tile(options.strip, options.warps, options.turns),
+                        Tile(options.strip, options.warps, options.strips_per_lane),
                         Tile(-(-options.strip // s) * s, options.warps),
                     ]
                 started = time.time()

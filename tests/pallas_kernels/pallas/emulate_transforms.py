@@ -39,7 +39,7 @@ def kernels(*arrays: jax.Array) -> tuple[Any, ...]:
     """All five results for query, key, value, prior and the gradient of the output."""
     inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
     out, normalizer = forward_kernel.forward(SHAPE.spec, inputs, tile=TILE)
-    tiles = (dataclasses.replace(TILE, turns=2), TILE)
+    tiles = (dataclasses.replace(TILE, strips_per_lane=2), TILE)
     residuals = Residuals(inputs, out, normalizer)
     return out, *backward_pass.backward(SHAPE.spec, residuals, d_out, tiles=tiles)
 

@@ -54,7 +54,7 @@ def run(shape, *arrays):
     inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
     forward = Tile(2, 1)
     out, normalizer = forward_kernel.forward(shape.spec, inputs, interpret=True, tile=forward)
-    tiles = (Tile(2, 1, turns=2), Tile(-(-2 // stride) * stride, 1))
+    tiles = (Tile(2, 1, strips_per_lane=2), Tile(-(-2 // stride) * stride, 1))
     gradients = backward_pass.backward(
         shape.spec, Residuals(inputs, out, normalizer), d_out, interpret=True, tiles=tiles
     )

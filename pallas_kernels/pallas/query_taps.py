@@ -1,0 +1,114 @@
+"""The loop over the taps of one strip of output pixels, for d_query and d_prior."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+from pallas_kernels.pallas.arithmetic import Ops, dot
+from pallas_kernels.pallas.channels import Channels
+from pallas_kernels.pallas.lanes import Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.logits import LogitMath
+from pallas_kernels.pallas.output_strip import OutputStrip
+from pallas_kernels.pallas.problem import LOG2E
+from pallas_kernels.pallas.query_program import Program
+
+
+class Gradient(NamedTuple):
+    """A chunk of the gradient of the output, for every pixel of a strip.
+
+    Attributes:
+      channels: of the gradient, times the factor in the fast path.
+      start: what the sum g . value starts from: -delta, times the factor in the fast path.
+    """
+
+    channels: list[list[Vector]]
+    start: list[Vector]
+
+
+class _Pixel(NamedTuple):
+    """One pixel and tap, as `_add_tap` takes them: vectors, or registers of PTX."""
+
+    query: list[Vector]
+    prior: Vector
+    g: list[Vector]
+    start: Vector
+    normalizer: list[Vector]  # (shift, factor) in the exact path, else []
+    d_query: list[Vector]
+    d_prior: Vector
+
+
+@dataclasses.dataclass(frozen=True)
+class Taps:
+    """The loop over the taps of a strip.
+
+    Attributes:
+      program: what all strips share.
+      strip: the pixels.
+      rows: start and end of the loop over window rows.
+      logits: fast or exact.
+      queries: prepared, for each pixel.
+      normalizers: (shift, factor) for each pixel in the exact path, else [].
+    """
+
+    program: Program
+    strip: OutputStrip
+    rows: tuple[Scalar, Scalar]
+    logits: LogitMath
+    queries: list[list[Vector]]
+    normalizers: list[list[Vector]]
+
+    def add_chunk(
+        self, channels: Channels, gradient: Gradient, sums: list[list[Vector]]
+    ) -> list[list[Vector]]:
+        """Adds the taps of all window rows, of a chunk of channels, to the sums of d_query."""
+        start, end = self.rows
+        return loop(end, functools.partial(self._add_row, channels, gradient), sums, start)
+
+    def _add_row(
+        self, channels: Channels, gradient: Gradient, number: Scalar, sums: list[list[Vector]]
+    ) -> list[list[Vector]]:
+        program, strip = self.program, self.strip
+        sums = [list(x) for x in sums]
+        row = strip.row(number, channels)
+        prior = program.operands.prior
+        priors = prior.load(self.logits.fast, number, strip.origin.unit, row.valid)
+        d_priors = [program.zero] * program.problem.spec.kernel_size[1]
+        for column, users in strip.taps.items():
+            mask = strip.column_mask(column)
+            if not program.problem.softmax:
+                # With softmax, a prior of -inf makes the weights of other rows 0.
+                mask = and_masks(mask, row.valid)
+            k = strip.load_key(row, column, mask)
+            v = strip.load_value(channels, row, column, mask)
+            pixels = [
+                _Pixel(
+                    self.queries[i],
+                    strip.masked_prior(priors[dx], i, mask),
+                    gradient.channels[i],
+                    gradient.start[i],
+                    self.normalizers[i],
+                    sums[i],
+                    d_priors[dx],
+                )
+                for i, dx in users
+            ]
+            add = functools.partial(_add_tap, self.logits)
+            new = program.alu.inline_each(add, (k, v), [(pixel,) for pixel in pixels])
+            for (i, dx), (d_query, d_prior) in zip(users, new, strict=True):
+                sums[i], d_priors[dx] = d_query, d_prior
+        program.priors.add(number, d_priors, strip.origin.active)
+        return sums
+
+
+def _add_tap(
+    logits: LogitMath, ops: Ops, k: list, v: list, pixel: _Pixel
+) -> tuple[list[Vector], Vector]:
+    """Adds a tap to (d_query, d_prior) of a pixel."""
+    logit, slopes = logits.logit(ops, pixel.query, k, pixel.prior)
+    d_logit = dot(ops, pixel.g, v, pixel.start)
+    if logits.problem.softmax and logits.fast:
+        d_logit = ops.exp2(logit) * d_logit
+    elif logits.problem.softmax:
+        shift, factor = pixel.normalizer
+        d_logit = ops.exp2((logit - shift) * LOG2E) * factor * d_logit
+    return logits.accumulate(ops, pixel.d_query, d_logit, slopes), pixel.d_prior + d_logit
