@@ -1,67 +1,60 @@
-"""Configurations: frozen dataclasses, changed from the command line by `--config.a.b=value`.
+"""Configurations: frozen dataclasses, each with its checks.
 
     --config=lrnet50 --config.optim.learning_rate=0.2 --config.model.kernel_size=5
 
-A recipe (`experiments/recipes/`) is a named Config. Every change builds a new one, which checks
-itself; a misspelt field is answered with the nearest. The resolved configuration is saved with the
-run as config.json and read back on resume.
+A recipe (`experiments/recipes/`) is a named Config. A field that the command line changes
+(`experiments/cli/overrides.py`) makes a new Config, which checks itself. The configuration is saved
+with the run as config.json, and read back when the run is resumed.
 """
 
 import dataclasses
-import difflib
 import json
 import pathlib
-import types
 import typing
-from typing import Any, Literal
+from typing import Any
 
 import lrnet_jax
+from lrnet_jax.training.devices import AXIS
 from lrnet_jax.training.optimizer import Decay
 
 FILE = "config.json"
-# Fields that change nothing of what a run computes, or its rounding: it may go on with others.
-FREE = frozenset(
-    {
-        "data.data_dir",
-        "data.workers",
-        "train.accumulate",
-        "train.log_every",
-        "train.max_loss",
-        "train.checkpoint_every",
-        "train.checkpoint_minutes",
-        "train.keep_checkpoints",
-        "train.keep_every",
-    }
-)
+
+# Metadata of fields. Those marked free change nothing of what a run computes, or only its rounding:
+# a run may be resumed with other values. Those marked "same result" may not change within a run,
+# but a finished run with another value still counts as a run of its recipe.
+_FREE = {"mark": "free"}
+_SAME_RESULT = {"mark": "same result"}
 
 
 class ConfigError(ValueError):
-    """What the user asked for cannot be run; the message is one line that says what to change."""
+    """What was asked for cannot be run; the message says in one line what to change."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Images and what is done to them.
+    """The images, and how they are prepared.
 
     Attributes:
       name: a data set of `lrnet_jax.data.open_dataset`.
-      data_dir: where prepared data sets lie; none for TFDS's own default.
-      image_size: height and width in training and evaluation; none for the data set's own.
-      workers: processes that read and decode, for sets that are read from disk; none for one per
-        CPU core.
-      tolerate_bad_images: how many undecodable training images may be replaced; evaluation
+      data_dir: folder of the prepared data sets; none for the default of TFDS.
+      image_size: height and width in training and evaluation; none for those of the data set.
+      workers: number of processes that read and decode a data set on disk; none for one per CPU
+        core.
+      tolerate_bad_images: number of undecodable training images that may be replaced. Evaluation
         tolerates none.
-      flip: mirror training images at random.
-      shift: move training images by up to so many pixels at random (for small images).
-      mixup_alpha: blend pairs of training images, shares from Beta(alpha, alpha); 0 for none.
-      cutmix_alpha: paste a box of its partner into each training image, likewise; 0 for none. With
-        both, each image takes one of them at random.
+      flip: whether training images are mirrored at random.
+      shift: maximum number of pixels by which training images are moved at random; for small
+        images.
+      mixup_alpha: pairs of training images are blended with shares from Beta(alpha, alpha); 0 for
+        none.
+      cutmix_alpha: a box of its partner is pasted into each training image, with its area from
+        Beta(alpha, alpha); 0 for none. With both, each image takes one of them at random.
     """
 
     name: str = "imagenet2012"
-    data_dir: str | None = None
+    data_dir: str | None = dataclasses.field(default=None, metadata=_FREE)
     image_size: int | None = None
-    workers: int | None = None
+    workers: int | None = dataclasses.field(default=None, metadata=_FREE)
     tolerate_bad_images: int = 0
     flip: bool = True
     shift: int = 0
@@ -74,14 +67,9 @@ class Data:
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def __post_init__(self) -> None:
-        if self.workers is not None:
-            _at_least("data.workers", self.workers, 0)
-        _at_least("data.tolerate_bad_images", self.tolerate_bad_images, 0)
-        _at_least("data.shift", self.shift, 0)
-        _at_least("data.mixup_alpha", self.mixup_alpha, 0)
-        _at_least("data.cutmix_alpha", self.cutmix_alpha, 0)
-        if self.image_size is not None:
-            _at_least("data.image_size", self.image_size, 1)
+        names = ("workers", "tolerate_bad_images", "shift", "mixup_alpha", "cutmix_alpha")
+        _check_at_least(0, "data.", self, *names)
+        _check_at_least(1, "data.", self, "image_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +77,12 @@ class Attack:
     """Adversarial training: each step crafts its own images first (`lrnet_jax.training.attack`).
 
     Attributes:
-      steps: of the attack; 0 for regular training.
-      epsilon: how far a pixel may be moved, in levels of 0 to 255.
-      step_size: likewise, of one step.
-      targeted: towards a random wrong class, instead of away from the label.
-      random_start: from a random point of the box, instead of from the image.
-      mixed: leave every second image of the batch as it is.
+      steps: number of steps of the attack; 0 for regular training.
+      epsilon: maximum change of a pixel, in levels of 0 to 255.
+      step_size: change of a pixel in one step, in levels of 0 to 255.
+      targeted: whether the attack moves towards a random wrong class, or away from the label.
+      random_start: whether it starts at a random point of the box, or at the image.
+      mixed: whether every second image of the batch is left unchanged.
     """
 
     steps: int = 0
@@ -105,8 +93,7 @@ class Attack:
     mixed: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "epsilon", "step_size"):
-            _at_least(f"attack.{name}", getattr(self, name), 0)
+        _check_at_least(0, "attack.", self, "steps", "epsilon", "step_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,15 +101,15 @@ class Optim:
     """SGD with momentum; the defaults are the paper's (section 4.1).
 
     Attributes:
-      learning_rate: after the warm-up, for the whole batch as it is: 0.4 is for 1024 images, use
-        0.1 for 256.
-      momentum: of SGD.
-      nesterov: whether the momentum looks ahead.
-      weight_decay: on conv, 1x1 and fc weights.
-      label_smoothing: share of the target given to all classes alike.
-      warmup_epochs: linear from 0.
+      learning_rate: rate after the warm-up, for the whole batch. It is not scaled with the batch
+        size: 0.4 is for 1024 images, use 0.1 for 256.
+      momentum: momentum of SGD.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: applied to conv, 1x1 and fc weights.
+      label_smoothing: share of the target that all classes get alike.
+      warmup_epochs: length of the linear rise from 0.
       decay: "steps" or "cosine".
-      boundaries: epochs at which "steps" multiplies by decay_factor.
+      boundaries: epochs at which "steps" multiplies the rate by decay_factor.
       decay_factor: see boundaries.
     """
 
@@ -137,11 +124,8 @@ class Optim:
     decay_factor: float = 0.1
 
     def __post_init__(self) -> None:
-        _at_least("optim.learning_rate", self.learning_rate, 0)
-        _at_least("optim.weight_decay", self.weight_decay, 0)
-        _at_least("optim.warmup_epochs", self.warmup_epochs, 0)
-        for name in ("momentum", "label_smoothing"):
-            _at_least_0_below_1(f"optim.{name}", getattr(self, name))
+        _check_at_least(0, "optim.", self, "learning_rate", "weight_decay", "warmup_epochs")
+        _check_share("optim.", self, "momentum", "label_smoothing")
         if list(self.boundaries) != sorted(self.boundaries):
             raise ConfigError(f"optim.boundaries must rise, got {self.boundaries}")
 
@@ -153,51 +137,46 @@ class Train:
     Attributes:
       batch_size: images per step over all devices.
       eval_batch_size: images per evaluation step over all devices.
-      accumulate: parts into which each device cuts its share of a batch, one in memory at a time.
-      max_loss: a step with a larger loss ends the run, as one with a loss that is not finite does;
-        none for any.
+      accumulate: number of parts into which each device cuts its share of a batch. One part is in
+        memory at a time.
+      max_loss: a step with a larger loss ends the run, as a loss that is not finite does; none for
+        no limit.
       epochs: length of training.
-      eval_every_epochs: evaluations during training, besides the one at the end; 0 for none.
-      sync_batch_norm: statistics over the batch of all devices, instead of each device's (or of
-        every model.batch_norm_images images, which is what the paper's recipes do).
-      ema_decay: of an exponential moving average of the weights, which evaluation then uses; 0 for
-        none. 0.9999 averages over some 10,000 steps.
-      log_every: steps between fetches of the metrics from the device. Every step is logged; the
-        device is asked for the numbers once in so many steps.
+      eval_every_epochs: epochs between evaluations, besides the one at the end; 0 for none.
+      sync_batch_norm: whether statistics are taken over the batch of all devices. Otherwise they
+        are taken over each device's share, or over every model.batch_norm_images images as in the
+        paper's recipes.
+      ema_decay: decay of an exponential moving average of the weights, which evaluation then uses;
+        0 for none. 0.9999 averages over some 10,000 steps.
+      log_every: steps between fetches of the metrics from the device. Every step is logged, but
+        the values are fetched only once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.
-      checkpoint_minutes: a checkpoint is also written when the last one is so old; 0 for never.
-      keep_checkpoints: how many to keep, the newest. The one with the best evaluation is kept too.
-      keep_every: checkpoints of steps that are a multiple of it are written and kept for good;
-        none for no such.
+      checkpoint_minutes: a checkpoint is also written when the last one is this old; 0 for never.
+      keep_checkpoints: number of newest checkpoints to keep, besides the one with the best
+        evaluation.
+      keep_every: checkpoints at multiples of this step are written and never deleted; none for no
+        such checkpoints.
     """
 
     batch_size: int = 1024
-    eval_batch_size: int = 1024
-    accumulate: int = 1
-    max_loss: float | None = 1000.0
+    eval_batch_size: int = dataclasses.field(default=1024, metadata=_SAME_RESULT)
+    accumulate: int = dataclasses.field(default=1, metadata=_FREE)
+    max_loss: float | None = dataclasses.field(default=1000.0, metadata=_FREE)
     epochs: float = 110.0
-    eval_every_epochs: float = 5.0
+    eval_every_epochs: float = dataclasses.field(default=5.0, metadata=_SAME_RESULT)
     sync_batch_norm: bool = False
     ema_decay: float = 0.0
-    log_every: int = 50
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float = 10.0
-    keep_checkpoints: int = 3
-    keep_every: int | None = None
+    log_every: int = dataclasses.field(default=50, metadata=_FREE)
+    checkpoint_every: int = dataclasses.field(default=1000, metadata=_FREE)
+    checkpoint_minutes: float = dataclasses.field(default=10.0, metadata=_FREE)
+    keep_checkpoints: int = dataclasses.field(default=3, metadata=_FREE)
+    keep_every: int | None = dataclasses.field(default=None, metadata=_FREE)
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "eval_batch_size",
-            "accumulate",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-        ):
-            _at_least(f"train.{name}", getattr(self, name), 1)
-        _at_least("train.eval_every_epochs", self.eval_every_epochs, 0)
-        _at_least_0_below_1("train.ema_decay", self.ema_decay)
-        _at_least("train.checkpoint_minutes", self.checkpoint_minutes, 0)
+        names = ("batch_size", "eval_batch_size", "accumulate", "log_every", "checkpoint_every")
+        _check_at_least(1, "train.", self, *names, "keep_checkpoints", "keep_every")
+        _check_at_least(0, "train.", self, "eval_every_epochs", "checkpoint_minutes")
+        _check_share("train.", self, "ema_decay")
         if self.max_loss is not None and not self.max_loss > 0:
             raise ConfigError(f"train.max_loss must be more than 0, got {self.max_loss}")
         if self.sync_batch_norm and self.accumulate > 1:
@@ -206,28 +185,26 @@ class Train:
                 f"train.accumulate {self.accumulate} never holds at once; use "
                 "--config.model.batch_norm_images=64 instead of it"
             )
-        if self.keep_every is not None:
-            _at_least("train.keep_every", self.keep_every, 1)
         if not self.epochs > 0:
             raise ConfigError(f"train.epochs must be more than 0, got {self.epochs}")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes.
+    """All that decides what a run computes.
 
     Attributes:
-      recipe: the name it started from.
+      recipe: name of the recipe that it started from.
       network: a network of the zoo (`lrnet_jax.list_models()`).
-      model: its fields; those that the recipe does not change follow `network`.
-      seed: of initial weights, order of images and augmentation.
+      model: the variant's fields. Those that the recipe does not change follow `network`.
+      seed: seed of the initial weights, the order of images and the augmentation.
       data: see `Data`.
       optim: see `Optim`.
       train: see `Train`.
       attack: see `Attack`.
     """
 
-    recipe: str
+    recipe: str = dataclasses.field(metadata=_SAME_RESULT)
     network: str
     model: lrnet_jax.Variant
     seed: int = 0
@@ -237,156 +214,65 @@ class Config:
     attack: Attack = dataclasses.field(default_factory=Attack)
 
     def __post_init__(self) -> None:
-        _at_least("seed", self.seed, 0)
+        _check_at_least(0, "", self, "seed")
         if self.attack.steps and self.data.mixes:
             raise ConfigError(
                 f"attack.steps {self.attack.steps} attacks images of one label, and mixed images "
                 "have two; use --config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
             )
-        images, batch = self.model.batch_norm_images, self.train.batch_size
-        if self.train.sync_batch_norm:
-            # The variant says where its statistics come from; this switch only sets it.
-            model = dataclasses.replace(self.model, batch_norm_axis="batch", batch_norm_images=None)
-            object.__setattr__(self, "model", model)
-        elif images is not None and batch % images:
+        images, batch = self.variant.batch_norm_images, self.train.batch_size
+        if images is not None and batch % images:
             raise ConfigError(
                 f"train.batch_size {batch} is not divisible by model.batch_norm_images {images}; "
                 f"use a multiple, or --config.model.batch_norm_images=none"
             )
 
+    @property
+    def variant(self) -> lrnet_jax.Variant:
+        """The network that is built: `model`, after train.sync_batch_norm."""
+        if not self.train.sync_batch_norm:
+            return self.model
+        return dataclasses.replace(self.model, batch_norm_axis=AXIS, batch_norm_images=None)
 
-def recipe(
-    name: str,
-    network: str,
-    *,
-    model: dict[str, Any] | None = None,
-    **parts: Any,
-) -> Config:
-    """A Config from a network of the zoo and the fields to change.
+
+def recipe(name: str, network: str, *, model: dict[str, Any] | None = None, **parts: Any) -> Config:
+    """Builds a Config from a network of the zoo and the fields to change.
 
     Args:
-      name: of the recipe.
-      network: of the zoo.
-      model: fields of `lrnet_jax.Variant`.
+      name: name of the recipe.
+      network: a network of the zoo.
+      model: fields of `lrnet_jax.Variant` to change.
       **parts: other fields of Config: seed, data, optim, train, attack.
     """
     variant = dataclasses.replace(lrnet_jax.get_variant(network), **(model or {}))
     return Config(recipe=name, network=network, model=variant, **parts)
 
 
-def override(config: Config, path: str, text: str) -> Config:
-    """A Config with one field set from the command line.
-
-    Args:
-      config: to start from.
-      path: of the field, such as "optim.learning_rate".
-      text: the value as typed; "none" where the field may be None, "3,4,6,3" for tuples.
-
-    Raises:
-      ConfigError: no such field (names the nearest), a section instead of a field, a value of the
-        wrong type or out of range.
-    """
-    if path == "network":
-        return _change_network(config, text)
-    return _override(config, path.split("."), path, text)
+SECTIONS: dict[str, Any] = {  # name to dataclass
+    name: kind
+    for name, kind in typing.get_type_hints(Config).items()
+    if dataclasses.is_dataclass(kind)
+}
 
 
-def _override(node: Any, names: list[str], path: str, text: str) -> Any:
-    known = [field.name for field in dataclasses.fields(node)]
-    name, *rest = names
-    if name not in known or (not rest and name == "recipe"):
-        near = [*difflib.get_close_matches(name, known, n=1), *_homes_of(name)]
-        parent = path.rsplit(name, 1)[0]
-        hint = f"did you mean {near[0] if '.' in near[0] else parent + near[0]}?" if near else ""
-        raise ConfigError(
-            f"no field config.{path}; {hint or 'fields here are ' + ', '.join(known)}"
-        )
-    value = getattr(node, name)
-    if dataclasses.is_dataclass(value):
-        if not rest:
-            fields = ", ".join(field.name for field in dataclasses.fields(value))
-            raise ConfigError(f"config.{path} is a section; set one of its fields: {fields}")
-        new = _override(value, rest, path, text)
-    elif rest:
-        raise ConfigError(f"config.{path}: {name} is a field, not a section")
-    else:
-        new = _parse(typing.get_type_hints(type(node))[name], text, path)
-    try:
-        return dataclasses.replace(node, **{name: new})
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.{path}={text}: {error}") from error
+def _marked(mark: str) -> frozenset[str]:
+    homes = {"": Config, **{f"{name}.": kind for name, kind in SECTIONS.items()}}
+    return frozenset(
+        prefix + field.name
+        for prefix, kind in homes.items()
+        for field in dataclasses.fields(kind)
+        if field.metadata.get("mark") == mark
+    )
 
 
-def _homes_of(name: str) -> list[str]:
-    """Sections that do have a field of this name: the usual slip is to forget the section."""
-    sections = {
-        "model": lrnet_jax.Variant,
-        "data": Data,
-        "optim": Optim,
-        "train": Train,
-        "attack": Attack,
-    }
-    return [
-        f"{section}.{name}"
-        for section, kind in sections.items()
-        if name in [field.name for field in dataclasses.fields(kind)]
-    ]
-
-
-def _change_network(config: Config, network: str) -> Config:
-    """Another network of the zoo with the recipe's own changes kept."""
-    before = lrnet_jax.get_variant(config.network)
-    changed = {
-        field.name: getattr(config.model, field.name)
-        for field in dataclasses.fields(before)
-        if getattr(config.model, field.name) != getattr(before, field.name)
-    }
-    try:
-        variant = dataclasses.replace(lrnet_jax.get_variant(network), **changed)
-        return dataclasses.replace(config, network=network, model=variant)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.network={network}: {error}") from error
-
-
-def _parse(hint: Any, text: str, path: str) -> Any:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if type(None) in arguments and text.lower() == "none":
-            return None
-        kinds = [kind for kind in arguments if kind is not type(None)]
-        # "256" is an int, "256,512" a tuple, where a field takes both.
-        kinds.sort(key=lambda kind: typing.get_origin(kind) is tuple and "," not in text)
-        return _parse(kinds[0], text, path)
-    if origin is Literal:
-        if text not in arguments:
-            near = difflib.get_close_matches(text, arguments, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(
-                f"config.{path} must be one of {', '.join(arguments)}; got {text!r}{hint}"
-            )
-        return text
-    if origin is tuple:
-        items = [item.strip() for item in text.strip("()[] ").split(",") if item.strip()]
-        return tuple(_parse(arguments[0], item, path) for item in items)
-    if hint is bool:
-        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if text.lower() not in words:
-            raise ConfigError(f"config.{path} must be true or false, got {text!r}")
-        return words[text.lower()]
-    if hint in (int, float):
-        try:
-            return hint(text)
-        except ValueError:
-            kind = "a whole number" if hint is int else "a number"
-            raise ConfigError(f"config.{path} must be {kind}, got {text!r}") from None
-    return text
+FREE = _marked("free")
+# A variant is the library's, which knows nothing of runs: its two fields are named here.
+SAME_RESULT = FREE | _marked("same result") | {"model.implementation", "model.remat"}
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The configuration as JSON types."""
-    return json.loads(json.dumps(dataclasses.asdict(config)))
+    """All fields as JSON types, with the variant that is built."""
+    return json.loads(json.dumps(dataclasses.asdict(_resolved(config))))
 
 
 def from_dict(record: dict[str, Any]) -> Config:
@@ -395,17 +281,10 @@ def from_dict(record: dict[str, Any]) -> Config:
     Raises:
       ConfigError: the record is not a configuration of this version.
     """
-    parts = {
-        "model": lrnet_jax.Variant,
-        "data": Data,
-        "optim": Optim,
-        "train": Train,
-        "attack": Attack,
-    }
     try:
         fields = {
-            name: parts[name](**{key: _tuples(item) for key, item in value.items()})
-            if name in parts
+            name: SECTIONS[name](**{key: _tuples(item) for key, item in value.items()})
+            if name in SECTIONS
             else value
             for name, value in record.items()
         }
@@ -422,7 +301,7 @@ def load(path: pathlib.Path) -> Config:
     """Reads a config.json.
 
     Raises:
-      ConfigError: unreadable.
+      ConfigError: the file cannot be read, or is not a configuration of this version.
     """
     try:
         record = json.loads(path.read_text())
@@ -431,46 +310,39 @@ def load(path: pathlib.Path) -> Config:
     return from_dict(record)
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """The fields in which what two configurations compute differs, as "a.b: old -> new"."""
+def differences(old: Config, new: Config, ignored: frozenset[str] = FREE) -> list[str]:
+    """The fields in which two configurations differ, as "a.b: old -> new", without `ignored`."""
     flat_old, flat_new = flatten(old), flatten(new)
     return [
         f"{path}: {flat_old[path]} -> {flat_new[path]}"
         for path in flat_new
-        if flat_old[path] != flat_new[path] and path not in FREE
+        if flat_old[path] != flat_new[path] and path not in ignored
     ]
 
 
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """All fields as {"optim.learning_rate": 0.4, ...}."""
+def flatten(config: Config) -> dict[str, Any]:
+    """All fields as {"optim.learning_rate": 0.4, ...}, with the variant that is built."""
     flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat.update(flatten(value, f"{prefix}{field.name}."))
+    for name, value in dataclasses.asdict(_resolved(config)).items():
+        if name in SECTIONS:
+            flat.update({f"{name}.{field}": item for field, item in value.items()})
         else:
-            flat[prefix + field.name] = value
+            flat[name] = value
     return flat
 
 
-def describe(config: Config) -> str:
-    """All fields, one a line, as they would be typed."""
-    return "\n".join(f"  --config.{path}={_text(value)}" for path, value in flatten(config).items())
+def _resolved(config: Config) -> Config:
+    return dataclasses.replace(config, model=config.variant)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return (
-        "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    )
+def _check_at_least(least: float, section: str, node: Any, *names: str) -> None:
+    for name in names:
+        number = getattr(node, name)
+        if number is not None and not number >= least:
+            raise ConfigError(f"{section}{name} must be at least {least}, got {number}")
 
 
-def _at_least(name: str, number: float, least: float) -> None:
-    if not number >= least:
-        raise ConfigError(f"{name} must be at least {least}, got {number}")
-
-
-def _at_least_0_below_1(name: str, number: float) -> None:
-    if not 0 <= number < 1:
-        raise ConfigError(f"{name} must be in [0, 1), got {number}")
+def _check_share(section: str, node: Any, *names: str) -> None:
+    for name in names:
+        if not 0 <= getattr(node, name) < 1:
+            raise ConfigError(f"{section}{name} must be in [0, 1), got {getattr(node, name)}")

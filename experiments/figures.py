@@ -26,6 +26,7 @@ from absl import logging
 
 import lrnet_jax
 from experiments import config as configs
+from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.run.inputs import open_data
 from lrnet_jax import Network, visualize
@@ -95,7 +96,7 @@ def read_images(
     if not files:
         config = configs.from_dict(metadata["config"])
         if data_dir is not None:
-            config = configs.override(config, "data.data_dir", data_dir)
+            config = override(config, "data.data_dir", data_dir)
         return of_many_classes(next(iter(open_data(config).eval_batches(256))), count)
     images = []
     for name in files:

@@ -29,7 +29,8 @@ from absl import flags
 
 from experiments import tables
 from experiments.cli import attack_flags, command_line, config_flags
-from experiments.config import Config, ConfigError, override
+from experiments.cli.overrides import override
+from experiments.config import Config, ConfigError
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import ROBUST_ROWS, ROWS
 from experiments.report.finished_runs import Run, find_runs, run_of

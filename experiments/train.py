@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments.cli import command_line, config_flags, distributed_flags
+from experiments.cli.overrides import describe
 from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run import results
@@ -145,7 +146,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
             say(f"{message}; set aside")
         say(f"{'new run' if found['new'] else f'resumed at step {first_step}'} in {workdir}")
         if found["new"]:
-            say(f"configuration:\n{configs.describe(config)}")
+            say(f"configuration:\n{describe(config)}")
         say(
             f"{config.network} ({num_params(state.params) / 1e6:.3f} M parameters) "
             f"on {dataset.name} "

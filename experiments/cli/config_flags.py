@@ -5,7 +5,8 @@ import difflib
 from absl import flags
 
 from experiments.cli.command_line import FIELD_FLAG
-from experiments.config import Config, ConfigError, describe, override
+from experiments.cli.overrides import describe, override
+from experiments.config import Config, ConfigError
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

@@ -11,16 +11,6 @@ from experiments.config import Config
 from experiments.run import attacks
 from experiments.run.results import finished
 
-# What a run may have had otherwise and still be the recipe's own: where its files lay, how it was
-# watched, how its memory was spent.
-FREE = frozenset(
-    {
-        "recipe", "data.data_dir", "data.workers", "model.implementation", "model.remat",
-        "train.eval_batch_size", "train.eval_every_epochs", "train.log_every",
-        "train.checkpoint_every", "train.keep_checkpoints",
-    }
-)  # fmt: skip
-
 
 @dataclasses.dataclass(frozen=True)
 class Run:
@@ -79,8 +69,4 @@ def run_of(recipe: Config, runs: Iterable[Run]) -> tuple[Run, list[str]] | None:
 
 def changes(recipe: Config, other: Config) -> list[str]:
     """How a configuration computes something else than a recipe."""
-    return [
-        line
-        for line in configs.differences(recipe, other)
-        if line.partition(":")[0] not in FREE
-    ]  # fmt: skip
+    return configs.differences(recipe, other, ignored=configs.SAME_RESULT)

@@ -56,7 +56,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
 
     # ---- network, optimiser, state
     model = lrnet_jax.create_from_variant(
-        config.model, dataset.num_classes, rngs=nnx.Rngs(config.seed)
+        config.variant, dataset.num_classes, rngs=nnx.Rngs(config.seed)
     )
     functional, params, batch_stats = split(model)
     schedule = learning_rate_schedule(
@@ -128,7 +128,7 @@ def check_devices(config: Config) -> None:
             f"use --config.train.batch_size={config.train.batch_size + devices * parts}, or "
             "--config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
         )
-    images = config.model.batch_norm_images
+    images = config.variant.batch_norm_images
     if images is not None and part % images:
         raise ConfigError(
             f"{part} {images_of} (train.batch_size "

@@ -7,7 +7,8 @@ import pytest
 
 import lrnet_jax
 from experiments import config as configs
-from experiments.config import ConfigError, override
+from experiments.cli.overrides import describe, override
+from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 
 QUICK = RECIPES["quickstart"]
@@ -42,7 +43,7 @@ def test_recipes_survive_json_and_their_own_description(name):
     assert config.recipe == name
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
     typed = dataclasses.replace(config, seed=99)
-    for line in configs.describe(config).splitlines():
+    for line in describe(config).splitlines():
         path, text = line.strip().removeprefix("--config.").split("=")
         if path not in ("recipe", "network"):
             typed = override(typed, path, text)
@@ -114,8 +115,30 @@ def test_another_network_keeps_the_recipes_own_changes():
 
 def test_sync_batch_norm_sets_the_variants_axis():
     config = override(RECIPES["lrnet50"], "train.sync_batch_norm", "true")
-    assert config.model.batch_norm_axis == "batch"
-    assert config.model.batch_norm_images is None
+    assert config.variant.batch_norm_axis == "batch"
+    assert config.variant.batch_norm_images is None
+    # What is saved is what is built, as in every config.json that exists.
+    saved = configs.to_dict(config)
+    assert saved["model"]["batch_norm_axis"] == "batch"
+    assert saved["model"]["batch_norm_images"] is None
+    assert configs.differences(configs.from_dict(saved), config) == []
+
+
+def test_fields_that_may_change():
+    """On resume, and between runs of one recipe."""
+    free = {
+        "data.data_dir", "data.workers", "train.accumulate", "train.log_every", "train.max_loss",
+        "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints",
+        "train.keep_every",
+    }  # fmt: skip
+    assert free == configs.FREE
+    assert free | {
+        "recipe", "model.implementation", "model.remat", "train.eval_batch_size",
+        "train.eval_every_epochs",
+    } == configs.SAME_RESULT  # fmt: skip
+    other = override(override(QUICK, "train.log_every", "7"), "model.remat", "true")
+    assert configs.differences(QUICK, other) == ["model.remat: False -> True"]
+    assert configs.differences(QUICK, other, ignored=configs.SAME_RESULT) == []
 
 
 def test_differences_name_the_fields():

@@ -13,7 +13,8 @@ import pytest
 from experiments import config as configs
 from experiments import sweep as module
 from experiments.cli import command_line
-from experiments.config import ConfigError, override
+from experiments.cli.overrides import override
+from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run import attacks
 from experiments.run.attacks import Budget, Plan

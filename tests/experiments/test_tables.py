@@ -8,7 +8,7 @@ import pytest
 
 from experiments import config as configs
 from experiments import tables
-from experiments.config import override
+from experiments.cli.overrides import override
 from experiments.recipes import RECIPES
 from experiments.report.finished_runs import find_runs, run_of
 from experiments.run import attacks

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.config import override
+from experiments.cli.overrides import override
 from experiments.recipes import RECIPES
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.reporting import METRICS

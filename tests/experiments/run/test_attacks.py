@@ -5,7 +5,8 @@ import json
 import pytest
 
 from experiments.cli import attack_flags, command_line
-from experiments.config import ConfigError, override
+from experiments.cli.overrides import override
+from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint
 from experiments.recipes import RECIPES
 from experiments.run import attacks

@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from experiments import config as configs
-from experiments.config import ConfigError, override
+from experiments.cli.overrides import override
+from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run.workdir import check_workdir, claim_workdir, same_run
 from lrnet_jax.training.checkpoints import DamagedCheckpointError

@@ -1,0 +1,144 @@
+"""Fields of a configuration as text: what is typed after --config.a.b=, and what is printed."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lrnet_jax
+from experiments.config import SECTIONS, Config, ConfigError, flatten
+
+_TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
+
+
+def override(config: Config, path: str, text: str) -> Config:
+    """A Config with one field set from the command line.
+
+    Args:
+      config: the Config to start from.
+      path: path of the field, such as "optim.learning_rate".
+      text: the value as typed; "none" where the field may be None, "3,4,6,3" for tuples.
+
+    Raises:
+      ConfigError: there is no such field (the message names the nearest), the path is a section, or
+        the value has the wrong type or is out of range.
+    """
+    if path == "network":
+        return _change_network(config, text)
+    return _override(config, path.split("."), path, text)
+
+
+def describe(config: Config) -> str:
+    """All fields, one a line, as they would be typed."""
+    return "\n".join(f"  --config.{path}={_text(value)}" for path, value in flatten(config).items())
+
+
+def parse(kind: Any, text: str, path: str) -> Any:
+    """The value of a field from its text.
+
+    Args:
+      kind: type hint of the field.
+      text: the value as typed.
+      path: path of the field, for messages.
+
+    Raises:
+      ConfigError: the text is no value of that type.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return _parse_union(arguments, text, path)
+    if origin is Literal:
+        if text not in arguments:
+            near = difflib.get_close_matches(text, arguments, n=1)
+            raise ConfigError(
+                f"config.{path} must be one of {', '.join(arguments)}; got {text!r}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        return text
+    if origin is tuple:
+        items = [item.strip() for item in text.strip("()[] ").split(",") if item.strip()]
+        return tuple(parse(arguments[0], item, path) for item in items)
+    if kind is bool:
+        if text.lower() not in _TRUE + _FALSE:
+            raise ConfigError(f"config.{path} must be true or false, got {text!r}")
+        return text.lower() in _TRUE
+    if kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            number = "a whole number" if kind is int else "a number"
+            raise ConfigError(f"config.{path} must be {number}, got {text!r}") from None
+    return text
+
+
+def _parse_union(kinds: Sequence[Any], text: str, path: str) -> Any:
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    # Where a field takes both, "256" is an int and "256,512" a tuple.
+    kind, *_ = sorted(
+        (kind for kind in kinds if kind is not type(None)),
+        key=lambda kind: (typing.get_origin(kind) is tuple) != ("," in text),
+    )
+    return parse(kind, text, path)
+
+
+def _text(value: Any) -> str:
+    """A value as it would be typed."""
+    if value is None:
+        return "none"
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _override(node: Any, names: Sequence[str], path: str, text: str) -> Any:
+    """A configuration or a section of it, with the field at the end of `names` set."""
+    name, *rest = names
+    if name not in _fields(node) or path == "recipe":
+        raise ConfigError(f"no field config.{path}; {_nearest(_fields(node), name, path)}")
+    value = getattr(node, name)
+    if dataclasses.is_dataclass(value):
+        if not rest:
+            fields = ", ".join(_fields(value))
+            raise ConfigError(f"config.{path} is a section; set one of its fields: {fields}")
+        value = _override(value, rest, path, text)
+    elif rest:
+        raise ConfigError(f"config.{path}: {name} is a field, not a section")
+    else:
+        value = parse(typing.get_type_hints(type(node))[name], text, path)
+    try:
+        return dataclasses.replace(node, **{name: value})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{path}={text}: {error}") from error
+
+
+def _nearest(known: Sequence[str], name: str, path: str) -> str:
+    """What the user may have meant by a name that is not among the known ones."""
+    parent = path.rsplit(name, 1)[0]
+    near = [parent + match for match in difflib.get_close_matches(name, known, n=1)]
+    # The usual slip is to forget the section.
+    near += [f"{section}.{name}" for section, kind in SECTIONS.items() if name in _fields(kind)]
+    return f"did you mean {near[0]}?" if near else f"fields here are {', '.join(known)}"
+
+
+def _fields(node: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(node)]
+
+
+def _change_network(config: Config, network: str) -> Config:
+    """Another network of the zoo, with the recipe's own changes kept."""
+    before = lrnet_jax.get_variant(config.network)
+    changed = {
+        name: getattr(config.model, name)
+        for name in _fields(before)
+        if getattr(config.model, name) != getattr(before, name)
+    }
+    try:
+        variant = dataclasses.replace(lrnet_jax.get_variant(network), **changed)
+        return dataclasses.replace(config, network=network, model=variant)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.network={network}: {error}") from error
