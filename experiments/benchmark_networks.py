@@ -27,7 +27,7 @@ from lrnet_jax.training.devices import parallel, replicate, shard
 from lrnet_jax.training.optimizer import sgd
 from lrnet_jax.training.state import TrainState, init_state
 from lrnet_jax.variant import Variant
-from pallas_kernels.tools.benchmark import Program, Timing, interleave, machine, prepare
+from pallas_kernels.tools.timing import Program, Timing, interleave, machine, prepare
 
 MEAN, STD = (127.5, 127.5, 127.5), (60.0, 60.0, 60.0)
 

@@ -35,11 +35,10 @@ from pallas_kernels.pallas import key_strip, output_strip, query_kernel  # noqa:
 from pallas_kernels.pallas.problem import Problem  # noqa: E402
 from pallas_kernels.pallas.strips import BorderCase  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
-from pallas_kernels.tools.benchmark import select  # noqa: E402
 from pallas_kernels.tools.cross_compilation import GPUS, Gpu, Kernel  # noqa: E402
 from pallas_kernels.tools.kernel_programs import KERNELS, program  # noqa: E402
 from pallas_kernels.tools.sass import Code, Loop  # noqa: E402
-from pallas_kernels.tools.shapes import Shape  # noqa: E402
+from pallas_kernels.tools.shapes import Shape, select  # noqa: E402
 
 PARTS: dict[str, tuple[str, ...]] = {
     "arithmetic": ("fma", "exp"),

@@ -5,6 +5,7 @@ width; `ODD` the options and sizes that the networks do not use.
 """
 
 import dataclasses
+import fnmatch
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,6 +75,14 @@ class Shape:
     def options(self) -> dict[str, Any]:
         """The keyword arguments of `local_relation`."""
         return {field.name: getattr(self.spec, field.name) for field in dataclasses.fields(Spec)}
+
+    def abstract_inputs(self, dtype: Any) -> Inputs:
+        """The inputs as `jax.ShapeDtypeStruct`s: their shapes and a dtype, without numbers."""
+
+        def array(size: tuple[int, ...] | None) -> Any:
+            return None if size is None else jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
+
+        return Inputs(array(self.query), array(self.key), array(self.value), array(self.prior))
 
     def with_batch(self, batch: int) -> "Shape":
         """The same problem for another batch size."""
@@ -170,6 +179,17 @@ ODD: tuple[Shape, ...] = (
 )
 
 SHAPES: dict[str, Shape] = {shape.name: shape for shape in (*NETWORKS, *ODD)}
+
+
+def select(patterns: str) -> list[Shape]:
+    """The named shapes that match any of the comma-separated patterns, in the order of the list."""
+    chosen = set()
+    for pattern in patterns.split(","):
+        matches = fnmatch.filter(SHAPES, pattern)
+        if not matches:
+            raise ValueError(f"no shape matches {pattern!r}; there are {', '.join(SHAPES)}")
+        chosen.update(matches)
+    return [shape for name, shape in SHAPES.items() if name in chosen]
 
 
 def make_inputs(shape: Shape, dtype: Any = jnp.float32, seed: int = 0) -> Inputs:

@@ -1,47 +1,14 @@
-"""The benchmark measures what it says, and its command line answers."""
+"""The benchmark measures all contestants; its command line prints and checks."""
 
 import json
 import re
 
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from pallas_kernels.tools import benchmark
 from pallas_kernels.tools.shapes import SHAPES
-
-
-def test_interleave_runs_in_turn(monkeypatch):
-    clock = [0.0]
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0])
-    order = []
-
-    def program(name, seconds):
-        def run():
-            order.append(name)
-            clock[0] += next(seconds)
-
-        return run
-
-    timings = benchmark.interleave(
-        {"a": program("a", iter([9, 1, 2, 3, 4, 5])), "b": program("b", iter([9, 2, 2, 2, 2, 2]))},
-        rounds=5,
-    )
-    assert order == ["a", "b"] * 6
-    assert timings["a"] == benchmark.Timing(least=1, lower=2, median=3, upper=4)  # 9 warms up
-    assert timings["b"].median == 2
-
-
-def test_interleave_needs_two_rounds():
-    with pytest.raises(ValueError, match="at least 2"):
-        benchmark.interleave({}, rounds=1)
-
-
-def test_prepare_reports_temporary_memory():
-    x = jnp.ones((256, 256))
-    program = benchmark.prepare(lambda x: jnp.sort(x @ x, axis=0) @ x, x)
-    np.testing.assert_array_equal(program.run(), np.full((256, 256), 256.0**2))
-    assert program.temp_bytes >= x.nbytes
+from pallas_kernels.tools.timing import Timing
 
 
 def test_measure_compares_all_contestants():
@@ -49,7 +16,7 @@ def test_measure_compares_all_contestants():
     records = benchmark.measure(shape, rounds=2)
     names = {"reference", "xla", "dense_3x3", "depthwise_7x7"}
     for direction in benchmark.PASSES:
-        assert names <= {r["name"] for r in records if r["direction"] == direction}
+        assert names <= {r.name for r in records if r.direction == direction}
     text = benchmark.table(records)
     assert len(text.splitlines()) == len(records)
     assert " 1.000 " in text.splitlines()[0]
@@ -57,22 +24,16 @@ def test_measure_compares_all_contestants():
 
 def test_sums_of_whole_networks():
     def record(shape, seconds, temp):
-        return {
-            "shape": shape,
-            "name": "xla",
-            "direction": "forward",
-            "seconds": {"median": seconds},
-            "temp_bytes": temp,
-            "compile_seconds": 1.0,
-        }
+        timing = Timing(least=seconds, lower=seconds, median=seconds, upper=2 * seconds)
+        return benchmark.Record(shape, "xla", "forward", timing, temp, compile_seconds=1.0)
 
     records = [record(name, 1.0, 5) for name in SHAPES if name.startswith("lrnet50/")]
     assert benchmark.whole_networks(records) == []  # the stem is missing
     records.append(record("stem", 10.0, 7))
     [total] = benchmark.whole_networks(records)
-    assert total["shape"] == "lrnet50, 17 layers"
-    assert total["seconds"]["median"] == 26.0
-    assert total["temp_bytes"] == 7
+    assert total.shape == "lrnet50, 17 layers"
+    assert total.seconds == Timing(least=26.0, lower=26.0, median=26.0, upper=52.0)
+    assert total.temp_bytes == 7
 
 
 def test_convolutions_have_the_output_of_the_local_relation():
@@ -90,6 +51,9 @@ def test_command_line(tmp_path, capsys):
     assert "odd/single_pixel" in capsys.readouterr().out
     result = json.loads(file.read_text())
     assert [r["direction"] for r in result["records"]] == list(benchmark.PASSES)
+    keys = ["shape", "name", "direction", "seconds", "temp_bytes", "compile_seconds"]
+    assert list(result["records"][0]) == keys
+    assert list(result["records"][0]["seconds"]) == ["least", "lower", "median", "upper"]
     assert result["machine"]["platform"] == "cpu"
 
 

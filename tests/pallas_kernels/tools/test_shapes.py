@@ -30,10 +30,7 @@ def test_network_shapes(name, value, query):
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=lambda shape: shape.name)
 def test_every_shape_is_a_valid_problem(shape):
-    arrays = [
-        None if size is None else jax.ShapeDtypeStruct(size, jnp.float32)
-        for size in (shape.query, shape.key, shape.value, shape.prior)
-    ]
+    arrays = shape.abstract_inputs(jnp.float32)
     assert implementations(*arrays, **shape.options)["reference"].runs
     out = jax.eval_shape(
         lambda *x: local_relation(*x, **shape.options, implementation="reference"), *arrays

@@ -13,9 +13,9 @@ from jax.test_util import check_grads
 
 from pallas_kernels import local_relation
 from pallas_kernels.spec import NORMALIZATIONS, SIMILARITIES, Spec
-from pallas_kernels.tools.benchmark import prepare
 from pallas_kernels.tools.comparison import reference_results
 from pallas_kernels.tools.shapes import ODD, SHAPES, Shape, make_cotangent, make_inputs
+from pallas_kernels.tools.timing import prepare
 
 NAMES = ("out", "d_query", "d_key", "d_value", "d_prior")
 SMALL = Shape("small", 6, 7, 6, Spec((3, 5), 4))

@@ -1,0 +1,93 @@
+"""Times compiled programs in turn, and says what a program needs."""
+
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from pallas_kernels.platform_switch import current_platform
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds of one call of a program over several runs: least, quartiles and median."""
+
+    least: float
+    lower: float
+    median: float
+    upper: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> "Timing":
+        """Summarises the seconds of at least two runs."""
+        lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+        return cls(min(seconds), lower, median, upper)
+
+
+def interleave(
+    programs: Mapping[str, Callable[[], Any]], rounds: int = 20, calls: int | None = None
+) -> dict[str, Timing]:
+    """Times programs in turn: one run of each per round, after one round that is not counted.
+
+    Args:
+      programs: name to a function without arguments that returns JAX arrays. Compile before.
+      rounds: how many runs of each are counted, at least 2.
+      calls: calls per run, all dispatched before the first is awaited. None for 10 on a GPU,
+        where starting a program may take longer than running it, and 1 elsewhere.
+
+    Returns:
+      Name to the timing.
+    """
+    if rounds < 2:
+        raise ValueError(f"rounds must be at least 2 for a median with spread, got {rounds}")
+    calls = calls or (10 if current_platform() == "cuda" else 1)
+    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    for _ in range(rounds + 1):
+        for name, program in programs.items():
+            start = time.perf_counter()
+            jax.block_until_ready([program() for _ in range(calls)])
+            seconds[name].append((time.perf_counter() - start) / calls)
+    return {name: Timing.of(runs[1:]) for name, runs in seconds.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function with its arguments.
+
+    Attributes:
+      run: calls it.
+      temp_bytes: temporary memory while it runs, beyond arguments and results.
+      compile_seconds: tracing, lowering and compiling.
+    """
+
+    run: Callable[[], Any]
+    temp_bytes: int
+    compile_seconds: float
+
+
+def prepare(function: Callable[..., Any], *arguments: Any) -> Program:
+    """Compiles a function for these arguments."""
+    start = time.perf_counter()
+    # A new function, because jit would return the trace of an earlier call.
+    compiled = jax.jit(lambda *args: function(*args)).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    if memory is None:
+        raise RuntimeError(f"the {jax.default_backend()} backend does not report its memory")
+    return Program(lambda: compiled(*arguments), memory.temp_size_in_bytes, seconds)
+
+
+def machine() -> dict[str, str | int]:
+    """The machine that the figures belong to."""
+    device = jax.devices()[0]
+    return {
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cores": len(os.sched_getaffinity(0)),
+        "jax": jax.__version__,
+    }

@@ -1,0 +1,40 @@
+"""Programs are timed in turn, and their memory is that of the compiler."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.tools import timing
+
+
+def test_interleave_runs_in_turn(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    order = []
+
+    def program(name, seconds):
+        def run():
+            order.append(name)
+            clock[0] += next(seconds)
+
+        return run
+
+    timings = timing.interleave(
+        {"a": program("a", iter([9, 1, 2, 3, 4, 5])), "b": program("b", iter([9, 2, 2, 2, 2, 2]))},
+        rounds=5,
+    )
+    assert order == ["a", "b"] * 6
+    assert timings["a"] == timing.Timing(least=1, lower=2, median=3, upper=4)  # 9 warms up
+    assert timings["b"].median == 2
+
+
+def test_interleave_needs_two_rounds():
+    with pytest.raises(ValueError, match="at least 2"):
+        timing.interleave({}, rounds=1)
+
+
+def test_prepare_reports_temporary_memory():
+    x = jnp.ones((256, 256))
+    program = timing.prepare(lambda x: jnp.sort(x @ x, axis=0) @ x, x)
+    np.testing.assert_array_equal(program.run(), np.full((256, 256), 256.0**2))
+    assert program.temp_bytes >= x.nbytes
