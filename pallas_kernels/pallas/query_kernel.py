@@ -106,10 +106,10 @@ def _kernel(
     normalizer: Normalizer | None,
     results: Results,
 ) -> None:
-    along, column, rounds_before = (pl.program_id(axis) for axis in range(3))
+    along, column, round_group = (pl.program_id(axis) for axis in range(3))
     first = along * strips.lanes_per_program
     lane = first + jnp.arange(strips.lanes_per_program, dtype=jnp.int32)
-    first_column = (rounds_before * strips.strips_per_row + column) * strips.lanes_per_part
+    first_column = (round_group * strips.strips_per_row + column) * strips.lanes_per_part
     whole = strips.lanes_per_part % strips.lanes_per_program == 0
     exists = None if whole else lane < strips.lanes_per_part
     zero = jnp.zeros((strips.lanes_per_program,), jnp.float32)
@@ -117,34 +117,35 @@ def _kernel(
     priors.clear()
     layout = Layout.value(problem)
     program = Program(
-        problem,
-        alu,
-        Operands.of(problem, alu, inputs),
-        Operand(alu, d_out, layout),
-        None if out is None else Operand(alu, out, layout),
-        normalizer,
-        results,
-        Components.of_queries(problem, alu, results.d_query),
-        priors,
-        strips,
-        cases,
-        column,
-        zero,
+        problem=problem,
+        alu=alu,
+        operands=Operands.of(problem, alu, inputs),
+        d_out=Operand(alu, d_out, layout),
+        out=None if out is None else Operand(alu, out, layout),
+        normalizer=normalizer,
+        results=results,
+        d_query=Components.of_queries(problem, alu, results.d_query),
+        priors=priors,
+        strips=strips,
+        cases=cases,
+        column=column,
+        zero=zero,
     )
 
-    def strip(images: jax.Array, part: Scalar) -> None:
+    def compute_strip(i: Scalar, part: Scalar) -> None:
+        images = round_group * rounds + i
         rows = window_rows(problem, strips, part * strips.lanes_per_part + first)
         place = strips.place(first, column, images, part)
         ragged = problem.out_size[1] % strips.strip > 0
-        pixels = OutputStrip(problem, program.operands, place, strips.strip, ragged)
-        StripPass.of(program, pixels, rows).run()
+        strip = OutputStrip(problem, program.operands, place, strips.strip, ragged)
+        StripPass.of(program, strip, rows).run()
 
     def one_round(i: Scalar, carry: int) -> int:
         def one_part(part: Scalar, carry: int) -> int:
-            strip(rounds_before * rounds + i, part)
+            compute_strip(i, part)
             return carry
 
         return loop(strips.parts, one_part, carry)
 
-    left = strips.grid[2] - rounds_before * rounds
+    left = strips.grid[2] - round_group * rounds
     loop(jnp.minimum(rounds, left) if strips.grid[2] % rounds else rounds, one_round, 0)

@@ -17,9 +17,12 @@ from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase, Strips
 from pallas_kernels.spec import Normalizer
 
-PLAIN, WIDE_FACTOR, SHIFTED = 0, 1, 2
-"""The severity of a lane: all its shifts are 0 and its factors moderate; some factor is not; some
-shift is not 0 (or a fast logit would be imprecise)."""
+# The severity of a lane: what its pixels need in the backward pass.
+PLAIN = 0  # All shifts are 0 and all factors are moderate: the fast paths of both kernels.
+WIDE_FACTOR = 1  # A factor is not moderate: the exact path of the query kernel.
+SHIFTED = (
+    2  # A shift is not 0, or a fast logit would be imprecise: the exact paths of both kernels.
+)
 
 
 class PixelStats(NamedTuple):
@@ -27,8 +30,8 @@ class PixelStats(NamedTuple):
 
     Attributes:
       pairs: (factor, -delta) per pixel and group, flat float32.
-      severity: the worst severity among the output rows whose windows contain a
-        row of keys; one int32 per image and row of keys, flat.
+      severity: the worst one among the output rows whose windows contain a row of keys. There is
+        one int32 per image and row of keys, flat.
     """
 
     pairs: jax.Array

@@ -2,9 +2,9 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Generic, NamedTuple
 
-from pallas_kernels.pallas.arithmetic import Ops, dot
+from pallas_kernels.pallas.arithmetic import Number, Ops, dot
 from pallas_kernels.pallas.channels import Channels
 from pallas_kernels.pallas.lanes import Scalar, Vector, and_masks, loop
 from pallas_kernels.pallas.logits import LogitMath
@@ -25,16 +25,26 @@ class Gradient(NamedTuple):
     start: list[Vector]
 
 
-class _Pixel(NamedTuple):
-    """One pixel and tap, as `_add_tap` takes them: vectors, or registers of PTX."""
+class _Pixel(NamedTuple, Generic[Number]):
+    """One pixel and tap, as `_add_tap` takes it.
 
-    query: list[Vector]
-    prior: Vector
-    g: list[Vector]
-    start: Vector
-    normalizer: list[Vector]  # (shift, factor) in the exact path, else []
-    d_query: list[Vector]
-    d_prior: Vector
+    Attributes:
+      query: D components, prepared.
+      prior: of the tap.
+      g: a chunk of channels of the output's gradient.
+      start: what the sum g . value starts from.
+      normalizer: (shift, factor) in the exact path, else ().
+      d_query: sum so far, D components.
+      d_prior: sum so far, of the tap's column in the window.
+    """
+
+    query: list[Number]
+    prior: Number
+    g: list[Number]
+    start: Number
+    normalizer: list[Number]
+    d_query: list[Number]
+    d_prior: Number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ class Taps:
       rows: start and end of the loop over window rows.
       logits: fast or exact.
       queries: prepared, for each pixel.
-      normalizers: (shift, factor) for each pixel in the exact path, else [].
+      normalizers: (shift, factor) of each pixel in the exact path, else ().
     """
 
     program: Program
@@ -101,8 +111,12 @@ class Taps:
 
 
 def _add_tap(
-    logits: LogitMath, ops: Ops, k: list, v: list, pixel: _Pixel
-) -> tuple[list[Vector], Vector]:
+    logits: LogitMath,
+    ops: Ops[Number],
+    k: list[Number],
+    v: list[Number],
+    pixel: _Pixel[Number],
+) -> tuple[list[Number], Number]:
     """Adds a tap to (d_query, d_prior) of a pixel."""
     logit, slopes = logits.logit(ops, pixel.query, k, pixel.prior)
     d_logit = dot(ops, pixel.g, v, pixel.start)
