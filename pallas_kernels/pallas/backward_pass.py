@@ -47,7 +47,7 @@ def backward(
     inputs = residuals.inputs
     problem = Problem.of(spec, inputs)
     for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
-    flat, d_out = in_memory(problem, residuals), Layout.value(problem).flatten(d_out)
+    flat, d_out = in_memory(problem, residuals, d_out)
     d_query, d_prior, stats = query_gradients(problem, for_query, flat, d_out, interpret=interpret)
     shift = flat.normalizer.shift if flat.normalizer else None
     d_key, d_value = key_gradients(
@@ -64,11 +64,12 @@ def backward(
     )
 
 
-def in_memory(problem: Problem, residuals: Residuals) -> Residuals:
-    """The residuals as flat arrays, for the kernels to read."""
+def in_memory(
+    problem: Problem, residuals: Residuals, d_out: jax.Array
+) -> tuple[Residuals, jax.Array]:
+    """The arguments of `backward` as flat arrays, for the kernels to read."""
     inputs, out, normalizer = residuals
-    return Residuals(
-        operands.in_memory(problem, inputs),
-        Layout.value(problem).flatten(out),
-        jax.tree.map(lambda x: x.reshape(-1), normalizer),
-    )
+    layout = Layout.value(problem)
+    flat = operands.in_memory(problem, inputs)
+    out, d_out = layout.flatten(out), layout.flatten(d_out)
+    return Residuals(flat, out, jax.tree.map(lambda x: x.reshape(-1), normalizer)), d_out

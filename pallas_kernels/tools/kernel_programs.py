@@ -61,8 +61,7 @@ def program(
         return forward_kernel.forward(shape.spec, inputs, tile=chosen)
 
     def query_side(inputs: Inputs, out: Any, g: Any, normalizer: Normalizer | None) -> Any:
-        flat = backward_pass.in_memory(problem, Residuals(inputs, out, normalizer))
-        g = Layout.value(problem).flatten(g)
+        flat, g = backward_pass.in_memory(problem, Residuals(inputs, out, normalizer), g)
         return query_kernel.query_gradients(problem, chosen, flat, g, interpret=False)
 
     def key_side(inputs: Inputs, g: Any, shift: Any, stats: Any) -> Any:
