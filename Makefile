@@ -5,6 +5,8 @@ VENV   ?= .venv
 JOBS   ?= 2
 PY     := $(VENV)/bin/python
 READY  := $(VENV)/.installed
+# Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
 .PHONY: help env quickstart test test-slow test-prepare test-compiled emulate chaos lint format lock clean
 
@@ -33,10 +35,10 @@ quickstart: $(READY)
 	$(PY) -m experiments.train --config=quickstart --workdir=runs/quickstart
 
 test: $(READY)
-	$(PY) -m pytest -n $(JOBS)
+	$(PYTEST)
 
 test-slow: $(READY)
-	$(PY) -m pytest -n $(JOBS) -m slow
+	$(PYTEST) -m slow
 
 # The CUDA plugin compiles without a GPU, the rest of the extra `inspect` assembles and disassembles.
 # Kept out of the environment, where JAX would try to use a GPU.
@@ -51,7 +53,7 @@ $(CUDA)/.installed: $(READY)
 
 PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
-	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m pytest -n $(JOBS) tests/pallas_kernels/tools/test_cross_compilation.py
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py
 
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed

@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import train as module
 from experiments.train import train
@@ -18,18 +16,6 @@ from lrnet_jax.training.workdir_lock import WorkdirInUseError
 from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
 
 EVALUATED = {"train.eval_every_epochs": "0.0024", "train.log_every": "5"}  # after steps 3 and 6
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Each `train` compiles anew; a cache makes the second one load what the first compiled."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    compilation_cache.reset_cache()
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1)  # its default
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
