@@ -1,12 +1,13 @@
-"""Takes the step again that ended a run, and says what in it is not finite.
+"""Repeats the step that ended a run, and names the arrays in it that are not finite.
 
     python -m experiments.replay --bad_step=runs/lrnet50/bad_step/4711
 
-Goes from the last good checkpoint to the step before the bad one, on the same devices bit for bit
-as the run did, then takes it and tells which arrays were, and which became, not finite. The state
-before it lies in that folder as state/ afterwards, a checkpoint for any closer look.
+The steps from the last good checkpoint to the bad one are taken again, bit for bit as in the run if
+the devices are the same. The arrays that are not finite before and after the bad step are printed.
+The state before it is saved in that folder as state/, a checkpoint for a closer look.
 """
 
+import functools
 import json
 import pathlib
 from typing import Any
@@ -20,7 +21,7 @@ from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.run.assemble import assemble
 from experiments.run.inputs import open_data
-from experiments.run.workdir import same_run
+from experiments.run.workdir import check_checkpoint
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
 from lrnet_jax.training.devices import shard
@@ -43,17 +44,17 @@ def main(options: flags.FlagValues) -> None:
 
 
 def replay(folder: pathlib.Path) -> list[str]:
-    """Takes the bad step of a run again.
+    """Repeats the bad step of a run.
 
     Args:
       folder: WORKDIR/bad_step/NUMBER.
 
     Returns:
-      Lines: the metrics of that step, and what is not finite before and after it.
+      Lines to print: the metrics of that step, and what is not finite before and after it.
 
     Raises:
-      ConfigError: there is no bad step, or the run went on behind it.
-      CheckpointError: its checkpoint cannot be read.
+      ConfigError: there is no bad step, or the run has continued beyond it.
+      CheckpointError: the checkpoint before it cannot be read.
     """
     try:
         bad = json.loads((folder / "step.json").read_text())["step"]
@@ -64,13 +65,17 @@ def replay(folder: pathlib.Path) -> list[str]:
     dataset = open_data(config)
     run = assemble(config, dataset)
     restored = checkpoints.restore(
-        workdir, like=run.state, check=same_run(run.metadata), set_aside=False
+        workdir,
+        like=run.state,
+        check=functools.partial(check_checkpoint, config),
+        set_aside=False,
     )
     state = run.state if restored is None else restored.state
     first = int(jax.device_get(state.step))
     if first >= bad:
         raise ConfigError(
-            f"{workdir} went on to step {first} after its bad step {bad}; nothing to replay"
+            f"{workdir} has continued to step {first}, beyond its bad step {bad}; there is nothing "
+            "to replay"
         )
     batches = dataset.train_batches(config.train.batch_size, seed=config.seed, start_step=first)
     for _ in range(first, bad - 1):

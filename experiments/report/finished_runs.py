@@ -9,7 +9,7 @@ from typing import Any
 from experiments import config as configs
 from experiments.config import Config
 from experiments.run import attacks
-from experiments.run.results import finished
+from experiments.run.results import read_result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ def find_runs(root: pathlib.Path) -> list[Run]:
     """
     runs = []
     for workdir in find_workdirs(root):
-        if (result := finished(workdir)) is not None:
+        if (result := read_result(workdir)) is not None:
             config = configs.load(workdir / configs.FILE)
             attacked = tuple(r for r in attacks.kept(workdir) if r["step"] == result["step"])
             runs.append(Run(workdir, config, result, attacked))

@@ -17,7 +17,7 @@ from experiments.recipes.study import RESOLUTION, ROWS, Claim
 from experiments.report.finished_runs import changes, find_workdirs
 from experiments.run import attacks
 from experiments.run.attacks import Budget
-from experiments.run.results import finished
+from experiments.run.results import read_result
 from lrnet_jax import complexity
 
 CLASSES, SIZE = 10, 28
@@ -65,7 +65,7 @@ def collect(root: pathlib.Path) -> list[Record]:
         recipe = dataclasses.replace(RECIPES[config.recipe], seed=config.seed)
         text = json.dumps(configs.to_dict(config), sort_keys=True)
         size = complexity.count(config.model, CLASSES, SIZE)
-        result = finished(workdir)
+        result = read_result(workdir)
         kept = attacks.kept(workdir) if result is not None else []
         records.append(
             Record(

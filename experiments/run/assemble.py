@@ -1,4 +1,4 @@
-"""From a configuration to what a run is made of: initial state and compiled steps."""
+"""Builds what a run is made of from its configuration: the initial state and the steps."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 
 import lrnet_jax
@@ -24,12 +25,12 @@ class Run(NamedTuple):
     """What a run is made of.
 
     Attributes:
-      state: before the first step, on all devices.
-      train_step: (state, batch on the devices) -> (state, metrics); takes the state's memory.
+      state: the state before the first step, on all devices.
+      train_step: (state, batch on the devices) -> (state, metrics); it reuses the state's memory.
       eval_step: ((params, batch_stats), batch on the devices) -> sums.
-      steps_per_epoch: a fraction in general.
-      total_steps: of the whole run.
-      metadata: what a checkpoint says of itself: enough to build the network and evaluate it.
+      steps_per_epoch: in general not a whole number.
+      total_steps: length of the whole run.
+      metadata: record of every checkpoint: enough to build the network and to evaluate it.
     """
 
     state: TrainState
@@ -53,13 +54,43 @@ def assemble(config: Config, dataset: Dataset) -> Run:
             f"train.epochs {config.train.epochs} is less than one step of "
             f"train.batch_size {config.train.batch_size}"
         )
-
-    # ---- network, optimiser, state
     model = lrnet_jax.create_from_variant(
         config.variant, dataset.num_classes, rngs=nnx.Rngs(config.seed)
     )
     functional, params, batch_stats = split(model)
-    schedule = learning_rate_schedule(
+    normalize = make_normalize(config, dataset)
+    schedule = _schedule(config, steps_per_epoch, total_steps)
+    optimizer = sgd(
+        schedule,
+        momentum=config.optim.momentum,
+        nesterov=config.optim.nesterov,
+        weight_decay=config.optim.weight_decay,
+    )
+    train_step = steps.train_step(
+        functional,
+        optimizer,
+        schedule,
+        augment=make_augment(config, normalize),
+        mix=make_mix(config),
+        label_smoothing=config.optim.label_smoothing,
+        ema_decay=config.train.ema_decay,
+        attack=make_attack(config, normalize, functional),
+        accumulate=config.train.accumulate,
+    )
+    has_ema = config.train.ema_decay > 0
+    state = init_state(params, batch_stats, optimizer, config.seed, ema=has_ema)
+    return Run(
+        state=replicate(state),
+        train_step=parallel(train_step, donate=True),
+        eval_step=parallel(steps.eval_step(functional, normalize)),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        metadata=_metadata(config, dataset),
+    )
+
+
+def _schedule(config: Config, steps_per_epoch: float, total_steps: int) -> optax.Schedule:
+    return learning_rate_schedule(
         config.optim.learning_rate,
         total_steps=total_steps,
         warmup_steps=round(config.optim.warmup_epochs * steps_per_epoch),
@@ -67,80 +98,10 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         boundaries=[round(epoch * steps_per_epoch) for epoch in config.optim.boundaries],
         decay_factor=config.optim.decay_factor,
     )
-    optimizer = sgd(
-        schedule,
-        momentum=config.optim.momentum,
-        nesterov=config.optim.nesterov,
-        weight_decay=config.optim.weight_decay,
-    )
-    state = replicate(
-        init_state(params, batch_stats, optimizer, config.seed, ema=config.train.ema_decay > 0)
-    )
-    train_step = steps.train_step(
-        functional,
-        optimizer,
-        schedule,
-        augment=make_augment(config, dataset),
-        mix=make_mix(config),
-        label_smoothing=config.optim.label_smoothing,
-        ema_decay=config.train.ema_decay,
-        attack=make_attack(config, dataset, functional),
-        accumulate=config.train.accumulate,
-    )
-    return Run(
-        state=state,
-        train_step=parallel(train_step, donate=True),
-        eval_step=parallel(steps.eval_step(functional, make_normalize(config, dataset))),
-        steps_per_epoch=steps_per_epoch,
-        total_steps=total_steps,
-        metadata=describe_network(config, dataset),
-    )
 
 
-def check_devices(config: Config) -> None:
-    """Refuses batches that the devices cannot share.
-
-    Raises:
-      ConfigError: says which batch, and the nearest that fits.
-    """
-    devices = jax.device_count()
-    for name in ("batch_size", "eval_batch_size"):
-        size = getattr(config.train, name)
-        if size % devices:
-            near = max(devices, size - size % devices)
-            raise ConfigError(
-                f"train.{name} {size} is not divisible by {devices} devices; "
-                f"use --config.train.{name}={near}"
-            )
-    share, parts = config.train.batch_size // devices, config.train.accumulate
-    if share % parts:
-        raise ConfigError(
-            f"{share} images a device (train.batch_size {config.train.batch_size} over {devices} "
-            f"devices) are not divisible by train.accumulate {parts}; use "
-            f"--config.train.accumulate={math.gcd(share, parts)}"
-        )
-    part = share // parts
-    images_of = "images a device" + f" and part (train.accumulate {parts})" * (parts > 1)
-    if config.data.mixes and part % 2:
-        raise ConfigError(
-            f"{part} {images_of} (train.batch_size "
-            f"{config.train.batch_size} over {devices} devices) cannot be mixed in pairs; "
-            f"use --config.train.batch_size={config.train.batch_size + devices * parts}, or "
-            "--config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
-        )
-    images = config.variant.batch_norm_images
-    if images is not None and part % images:
-        raise ConfigError(
-            f"{part} {images_of} (train.batch_size "
-            f"{config.train.batch_size} over {devices} devices) are not divisible by "
-            f"model.batch_norm_images {images}; use "
-            f"--config.train.batch_size={images * devices * parts}, "
-            "or another --config.model.batch_norm_images"
-        )
-
-
-def describe_network(config: Config, dataset: Dataset) -> dict[str, Any]:
-    """What a checkpoint says of itself: enough to build the network and evaluate it."""
+def _metadata(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """The record of a checkpoint: enough to build the network and to evaluate it."""
     record = configs.to_dict(config)
     return {
         "network": config.network,
@@ -158,3 +119,48 @@ def describe_network(config: Config, dataset: Dataset) -> dict[str, Any]:
 def num_params(params: Any) -> int:
     """Number of parameters."""
     return sum(jnp.size(leaf) for leaf in jax.tree.leaves(params))
+
+
+def check_devices(config: Config) -> None:
+    """Refuses batches that the devices cannot share.
+
+    Raises:
+      ConfigError: a batch does not fit; the message names the nearest that does.
+    """
+    devices, train = jax.device_count(), config.train
+    for name in ("batch_size", "eval_batch_size"):
+        size = getattr(train, name)
+        if size % devices:
+            near = max(devices, size - size % devices)
+            raise ConfigError(
+                f"train.{name} {size} is not divisible by {devices} devices; "
+                f"use --config.train.{name}={near}"
+            )
+    share, parts = train.batch_size // devices, train.accumulate
+    if share % parts:
+        raise ConfigError(
+            f"{share} images a device (train.batch_size {train.batch_size} over {devices} "
+            f"devices) are not divisible by train.accumulate {parts}; use "
+            f"--config.train.accumulate={math.gcd(share, parts)}"
+        )
+    _check_part(config, share // parts, devices)
+
+
+def _check_part(config: Config, part: int, devices: int) -> None:
+    """Refuses a part of a device's batch that cannot be mixed in pairs or normalised in groups."""
+    size, parts = config.train.batch_size, config.train.accumulate
+    each = f"{part} images a device" + f" and part (train.accumulate {parts})" * (parts > 1)
+    each += f" (train.batch_size {size} over {devices} devices)"
+    if config.data.mixes and part % 2:
+        raise ConfigError(
+            f"{each} cannot be mixed in pairs; "
+            f"use --config.train.batch_size={size + devices * parts}, or "
+            "--config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
+        )
+    images = config.variant.batch_norm_images
+    if images is not None and part % images:
+        raise ConfigError(
+            f"{each} are not divisible by model.batch_norm_images {images}; use "
+            f"--config.train.batch_size={images * devices * parts}, "
+            "or another --config.model.batch_norm_images"
+        )

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import Config, ConfigError
+from lrnet_jax.data import augment as augmentation
 from lrnet_jax.data import open_dataset
-from lrnet_jax.data.augment import augment, normalize
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.data.mixing import Mixed, mix
 from lrnet_jax.functional import Functional, Tree
@@ -38,21 +38,23 @@ def open_data(config: Config) -> Dataset:
 def make_normalize(config: Config, dataset: Dataset) -> Callable[[jax.Array], jax.Array]:
     """Images uint8 -> normalised, in the dtype of the network's activations."""
     return functools.partial(
-        normalize, mean=dataset.mean, std=dataset.std, dtype=config.model.dtype
+        augmentation.normalize, mean=dataset.mean, std=dataset.std, dtype=config.model.dtype
     )
 
 
 def make_augment(
-    config: Config, dataset: Dataset
+    config: Config, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Images uint8, positions in the global batch, key -> augmented and normalised images.
 
     Those to be attacked stay uint8: `make_attack` normalises.
     """
-    finish = (lambda images: images) if config.attack.steps else make_normalize(config, dataset)
+    finish = (lambda images: images) if config.attack.steps else normalize
 
     def prepare(images: jax.Array, index: jax.Array, key: jax.Array) -> jax.Array:
-        return finish(augment(images, index, key, flip=config.data.flip, shift=config.data.shift))
+        return finish(
+            augmentation.augment(images, index, key, flip=config.data.flip, shift=config.data.shift)
+        )
 
     return prepare
 
@@ -69,7 +71,7 @@ def make_mix(
 
 
 def make_attack(
-    config: Config, dataset: Dataset, functional: Functional
+    config: Config, normalize: Callable[[jax.Array], jax.Array], functional: Functional
 ) -> Callable[..., jax.Array] | None:
     """Params, batch_stats, images uint8, labels, positions, key -> attacked, normalised images.
 
@@ -78,9 +80,8 @@ def make_attack(
     settings = config.attack
     if not settings.steps:
         return None
-    finish = make_normalize(config, dataset)
     attack = attack_network(
-        functional, finish, targeted=settings.targeted, random_start=settings.random_start
+        functional, normalize, targeted=settings.targeted, random_start=settings.random_start
     )
 
     def craft(
@@ -95,7 +96,7 @@ def make_attack(
         attacked = attack(params, batch_stats, images, labels, index, key, *numbers)
         if settings.mixed:
             attacked = jnp.where((index % 2 == 0)[:, None, None, None], attacked, images)
-        return finish(attacked)
+        return normalize(attacked)
 
     return craft
 

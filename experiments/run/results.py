@@ -1,4 +1,4 @@
-"""How results are told."""
+"""The result of a finished run: its file, and how it is printed."""
 
 import json
 import pathlib
@@ -15,18 +15,18 @@ def describe_result(result: dict[str, Any]) -> str:
 
 
 def describe_numbers(result: dict[str, Any]) -> str:
-    """The same without the number of images."""
+    """An evaluation in a line, without the number of images."""
     return f"top-1 {result['top1']:.2f} %  top-5 {result['top5']:.2f} %  loss {result['loss']:.4f}"
 
 
-def finished(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """The result of a run that is at its end, else None."""
+def read_result(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """The result of a finished run; None if the run is not finished."""
     path = workdir / FILE
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def print_summary(workdir: pathlib.Path, result: dict[str, Any]) -> None:
-    """The last lines of a run: what it reached, where it lies, what to type next."""
+    """Prints the last lines of a run: its result, its checkpoint, what to type next."""
     print(
         f"final: {describe_result(result)}\n"
         f"checkpoint: {workdir / checkpoints.FOLDER / str(result['step'])}\n"

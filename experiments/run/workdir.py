@@ -1,10 +1,10 @@
-"""Whose run a workdir holds: checked before anything is written into it."""
+"""Workdirs: whose run one holds is checked before anything is written into it."""
 
 import contextlib
 import errno
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from experiments import config as configs
@@ -21,11 +21,11 @@ DISK_ERRORS = frozenset(
 )  # fmt: skip
 
 
-def check_workdir(config: Config, workdir: pathlib.Path) -> bool:
-    """Whether a workdir is empty, and not this configuration's run to go on with.
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+    """Accepts a new or empty workdir, and one that holds a run of this configuration.
 
     Raises:
-      ConfigError: it holds another configuration's run, or something that is no run.
+      ConfigError: it holds a run with another configuration, or files of something else.
     """
     path = workdir / configs.FILE
     if path.exists():
@@ -35,53 +35,68 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> bool:
                 f"{workdir} holds a run with another configuration ({'; '.join(differing)}); "
                 "give another --workdir, or the same configuration to resume"
             )
-        return False
-    ours = {workdir_lock.FILE, spare_name(path).name}  # a run that was killed in its first moments
+        return
+    # What a run leaves that was killed in its first moments.
+    ours = {workdir_lock.FILE, spare_name(path).name}
     if workdir.exists() and (
         not workdir.is_dir() or any(child.name not in ours for child in workdir.iterdir())
     ):
-        raise ConfigError(f"{workdir} is not empty and no run of ours; give another --workdir")
-    return True
+        raise ConfigError(
+            f"{workdir} is not empty and holds no run of lrnet_jax; give another --workdir"
+        )
 
 
 @contextlib.contextmanager
-def claim_workdir(config: Config, workdir: pathlib.Path) -> Iterator[bool]:
-    """Makes a workdir this process's, with the configuration in it; True for a new run.
+def claim_workdir(config: Config, workdir: pathlib.Path, *, new: bool) -> Iterator[None]:
+    """Locks a workdir that `check_workdir` accepts, and writes the configuration into it.
+
+    Args:
+      config: the configuration of the run.
+      workdir: made if it is missing.
+      new: whether it was new when it was checked.
 
     Raises:
-      ConfigError: see `check_workdir`; or it cannot be written to, now or later while it is owned.
-      WorkdirInUseError: another process has it.
+      ConfigError: the workdir cannot be written to, now or later while it is locked; or another
+        process has started a run with another configuration in it since the check.
+      WorkdirInUseError: another process has locked it.
     """
+    path = workdir / configs.FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with workdir_lock.lock_workdir(workdir):
-            new = check_workdir(config, workdir)
-            record = json.dumps(configs.to_dict(config), indent=2) + "\n"
-            write_atomically(workdir / configs.FILE, record)
-            yield new
+            if new and not is_new(workdir):
+                # Another process started a run here after the check, and has ended.
+                check_workdir(config, workdir)
+            write_atomically(path, json.dumps(configs.to_dict(config), indent=2) + "\n")
+            yield
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
         raise ConfigError(
             f"cannot write to --workdir={workdir}: {error.strerror}; checkpoints before this are "
-            "untouched; make room or mend it, then the same command goes on"
+            "untouched. Make room or mend the disk, then rerun the same command to resume"
         ) from error
 
 
-def same_run(metadata: dict[str, Any]) -> Callable[[dict[str, Any]], None]:
-    """A check, for `checkpoints.restore`, that a checkpoint comes from this configuration."""
-    wanted = configs.from_dict(metadata["config"])
+def is_new(workdir: pathlib.Path) -> bool:
+    """Whether no run has started in a workdir yet."""
+    return not (workdir / configs.FILE).exists()
 
-    def check(found: dict[str, Any]) -> None:
-        try:
-            differing = configs.differences(configs.from_dict(found["config"]), wanted)
-        except (KeyError, ConfigError) as error:
-            raise DamagedCheckpointError(
-                f"checkpoint of step {found['step']} is of another run: no configuration of ours"
-            ) from error
-        if differing:
-            raise DamagedCheckpointError(
-                f"checkpoint of step {found['step']} is of another run ({'; '.join(differing)})"
-            )
 
-    return check
+def check_checkpoint(config: Config, metadata: dict[str, Any]) -> None:
+    """Accepts the metadata of a checkpoint of this configuration, for `checkpoints.restore`.
+
+    Raises:
+      DamagedCheckpointError: the checkpoint is of another configuration, or has none.
+    """
+    step = metadata["step"]
+    try:
+        differing = configs.differences(configs.from_dict(metadata["config"]), config)
+    except (KeyError, ConfigError) as error:
+        raise DamagedCheckpointError(
+            f"checkpoint of step {step} is of another run: it has no configuration of lrnet_jax"
+        ) from error
+    if differing:
+        raise DamagedCheckpointError(
+            f"checkpoint of step {step} is of another run ({'; '.join(differing)})"
+        )

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from experiments import train as module
+from experiments.run import session
 from experiments.train import train
 from lrnet_jax.training import checkpoints, workdir_lock
 from lrnet_jax.training.workdir_lock import WorkdirInUseError
@@ -56,9 +57,9 @@ def test_signals_power_cuts_and_evaluations_leave_no_trace(whole, tmp_path, monk
 
     # In the middle of the evaluation after step 3, which is then done again.
     with monkeypatch.context() as patch:
-        evaluate = module.evaluate
+        evaluate = session.evaluate
         patch.setattr(
-            module, "evaluate", lambda *a: (os.kill(os.getpid(), signal.SIGINT), evaluate(*a))[1]
+            session, "evaluate", lambda *a: (os.kill(os.getpid(), signal.SIGINT), evaluate(*a))[1]
         )
         assert train(config, workdir) is None
     assert checkpoints.find(workdir).folder.name == "3"
@@ -90,16 +91,16 @@ def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
         **{"train.keep_every": "5", "train.keep_checkpoints": "1", "train.checkpoint_every": "100"}
     )
     saves = []
-    save = module.CheckpointSaver.save
+    save = session.CheckpointSaver.save
 
     def saving(self, state, *rest, **more):
         saves.append(int(state.step))
         save(self, state, *rest, **more)
 
-    monkeypatch.setattr(module.CheckpointSaver, "save", saving)
+    monkeypatch.setattr(session.CheckpointSaver, "save", saving)
     real = time.monotonic
     jump = []
-    monkeypatch.setattr(module.time, "monotonic", lambda: real() + sum(jump))
+    monkeypatch.setattr(time, "monotonic", lambda: real() + sum(jump))
     # The calendar is of no account.
     calendar = time.time
     monkeypatch.setattr(time, "time", lambda: calendar() - 200 * sum(jump))

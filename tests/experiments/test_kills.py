@@ -59,7 +59,7 @@ def test_a_run_killed_again_and_again_ends_as_the_whole_one(whole, cache, tmp_pa
         at.append(len(metrics(workdir)))
         if number == signal.SIGTERM and "final:" not in job.said():
             assert code == 0, job.said()
-            assert "to go on: python -m experiments.train" in job.said()
+            assert "to resume: python -m experiments.train" in job.said()
     last = Job(workdir, CHANGES, devices=DEVICES, cache=cache)
     assert last.wait() == 0, last.said()
     print(f"{number.name}: {KILLS} times, after steps {at[1:]}; {torn} of them during a save")

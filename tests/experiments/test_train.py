@@ -153,7 +153,7 @@ def test_a_workdir_of_another_run_is_left_alone(run):
 
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
-    with pytest.raises(ConfigError, match="is not empty and no run of ours"):
+    with pytest.raises(ConfigError, match="is not empty and holds no run of lrnet_jax"):
         train(tiny(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -10,7 +10,7 @@ from experiments import config as configs
 from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
-from experiments.run.workdir import check_workdir, claim_workdir, same_run
+from experiments.run.workdir import check_checkpoint, check_workdir, claim_workdir, is_new
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
 
 QUICK = RECIPES["quickstart"]
@@ -18,26 +18,39 @@ QUICK = RECIPES["quickstart"]
 
 def test_new_then_ours_then_still_ours(tmp_path):
     workdir = tmp_path / "runs" / "a"
-    assert check_workdir(QUICK, workdir)
-    with claim_workdir(QUICK, workdir) as new:
-        assert new
-    with claim_workdir(QUICK, workdir) as new:
-        assert not new
+    check_workdir(QUICK, workdir)
+    assert is_new(workdir)
+    with claim_workdir(QUICK, workdir, new=True):
+        assert not is_new(workdir)
+    check_workdir(QUICK, workdir)
+    with claim_workdir(QUICK, workdir, new=False):
+        pass
     assert configs.load(workdir / configs.FILE) == QUICK
 
 
 def test_a_run_killed_in_its_first_moments_is_new(tmp_path):
     (tmp_path / "lock").touch()
     (tmp_path / "config.json.tmp").touch()
-    assert check_workdir(QUICK, tmp_path)
+    assert is_new(tmp_path)
+    check_workdir(QUICK, tmp_path)
+
+
+def test_a_run_that_another_process_starts_after_the_check(tmp_path):
+    check_workdir(QUICK, tmp_path)
+    with claim_workdir(override(QUICK, "seed", "5"), tmp_path, new=True):
+        pass
+    with pytest.raises(ConfigError, match=r"another configuration \(seed: 5 -> 0\)"):  # noqa: SIM117
+        with claim_workdir(QUICK, tmp_path, new=True):
+            pass
+    assert configs.load(tmp_path / configs.FILE).seed == 5
 
 
 def test_a_disk_that_fills_up_later_ends_in_one_line(tmp_path):
     with pytest.raises(ConfigError, match="No space left on device; checkpoints before this are"):  # noqa: SIM117
-        with claim_workdir(QUICK, tmp_path):
+        with claim_workdir(QUICK, tmp_path, new=True):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(ConnectionError):  # noqa: SIM117
-        with claim_workdir(QUICK, tmp_path):
+        with claim_workdir(QUICK, tmp_path, new=True):
             raise ConnectionError("not a matter of the disk")
 
 
@@ -47,18 +60,17 @@ def test_a_read_only_place(tmp_path):
         pytest.skip("mounting needs root")
     try:
         with pytest.raises(ConfigError, match="Read-only file system"):  # noqa: SIM117
-            with claim_workdir(QUICK, tmp_path / "run"):
+            with claim_workdir(QUICK, tmp_path / "run", new=True):
                 pass
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def test_checkpoints_of_other_runs_are_foreign():
-    check = same_run({"config": configs.to_dict(QUICK)})
     more_logs = override(QUICK, "train.log_every", "7")
-    check({"step": 3, "config": configs.to_dict(more_logs)})
+    check_checkpoint(QUICK, {"step": 3, "config": configs.to_dict(more_logs)})
     other = override(QUICK, "seed", "5")
     with pytest.raises(DamagedCheckpointError, match=r"step 3 is of another run \(seed: 5 -> 0\)"):
-        check({"step": 3, "config": configs.to_dict(other)})
-    with pytest.raises(DamagedCheckpointError, match="no configuration of ours"):
-        check({"step": 3})
+        check_checkpoint(QUICK, {"step": 3, "config": configs.to_dict(other)})
+    with pytest.raises(DamagedCheckpointError, match="has no configuration of lrnet_jax"):
+        check_checkpoint(QUICK, {"step": 3})
