@@ -101,13 +101,13 @@ def systems(records: Sequence[Record]) -> Table:
     rows = []
     for row in ROWS:
         top1 = scores(records, row.recipe, "clean")
-        size = complexity.count(RECIPES[row.recipe].model, CLASSES, SIZE)
+        cost = complexity.network_cost(RECIPES[row.recipe].model, CLASSES, SIZE)
         rows.append(
             (
                 row.label,
                 str(row.width),
-                f"{size.macs / 1e6:.2f}",
-                f"{size.parameters / 1e3:.1f}",
+                f"{cost.macs / 1e6:.2f}",
+                f"{cost.parameters / 1e3:.1f}",
                 spread(top1),
                 ", ".join(f"{value:.2f}" for value in top1),
                 row.paper or "",

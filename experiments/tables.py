@@ -20,7 +20,6 @@ import functools
 import io
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import lrnet_jax
 from experiments.config import ConfigError
@@ -28,6 +27,7 @@ from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import PAPER_SIZES, ROBUST_ROWS, ROWS
 from experiments.report.finished_runs import Run, find_runs, run_of
 from lrnet_jax import Variant, complexity
+from lrnet_jax.plan import LayerPlan, plan_blocks, plan_stem
 
 NOT_RUN = "not run"
 
@@ -173,23 +173,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _stages(variant: Variant) -> list[tuple[str, str, str]]:
     """(stage, output size, layers) from the stem to the head, at 224."""
-    count = {row.name: row.output[0] for row in complexity.count(variant).rows}
+    sizes = {layer.name: layer.output[0] for layer in complexity.network_cost(variant).layers}
     names = {"channel_transformation": "1x1", "convolution": "conv", "local_relation": "LR"}
 
-    def describe(layer: Any) -> str:
+    def describe(layer: LayerPlan) -> str:
         kind = names[layer.kind]
         k = layer.kernel_size
         text = kind if kind == "1x1" else f"{k}x{k} {kind}"
         groups = f", m={layer.channels_per_group}" if kind == "LR" else ""
         return f"{text}, {layer.out_features}{groups}"
 
-    stem = list(variant.stem_layers())
-    size = count[f"stem.{len(stem) - 1}.layer"]
+    stem = plan_stem(variant)
+    size = sizes[f"stem.{len(stem) - 1}.layer"]
     text = "; ".join(map(describe, stem)) + f", stride {stem[-1].strides}"
     rows = [("res1", f"{size} x {size}", text)]
     for stage, depth in enumerate(variant.depths):
-        plan = next(p for p in variant.blocks() if (p.stage, p.index) == (stage, depth - 1))
-        size = count[f"stages.{stage}.{depth - 1}.branch.2.layer"]
+        plan = next(p for p in plan_blocks(variant) if (p.stage, p.index) == (stage, depth - 1))
+        size = sizes[f"stages.{stage}.{depth - 1}.branch.2.layer"]
         pool = "3x3 max pool, stride 2; " if stage == 0 and variant.stem_pool else ""
         text = f"{pool}[{'; '.join(map(describe, plan.branch))}] x {depth}"
         rows.append((f"res{stage + 2}", f"{size} x {size}", text))
@@ -197,8 +197,8 @@ def _stages(variant: Variant) -> list[tuple[str, str, str]]:
 
 
 def _sizes(variant: Variant) -> tuple[str, str]:
-    count = complexity.count(variant)
-    return f"{count.parameters / 1e6:.3f}", f"{count.macs / 1e9:.3f}"
+    cost = complexity.network_cost(variant)
+    return f"{cost.parameters / 1e6:.3f}", f"{cost.macs / 1e9:.3f}"
 
 
 def _percent(value: float) -> str:

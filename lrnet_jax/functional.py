@@ -1,7 +1,7 @@
 """A network as pure functions of its arrays, which are plain nested dicts.
 
-Flax modules hold their arrays; a training step wants them as arguments. `split` takes them out,
-`merge` puts them back.
+Flax modules hold their arrays, but a training step takes them as arguments. `split` takes the
+arrays out of a network, and `merge` puts them back.
 """
 
 import dataclasses
@@ -10,7 +10,9 @@ from typing import Any
 import jax
 from flax import nnx
 
-Tree = Any  # a nested dict of arrays
+from lrnet_jax.networks import Network
+
+Tree = Any  # a nested dict of arrays; a recursive type would have to be narrowed at every key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,26 +21,35 @@ class Functional:
 
     Attributes:
       train: graph definition with BatchNorm in training mode.
-      evaluate: the same with running statistics.
+      evaluate: graph definition with BatchNorm in evaluation mode.
     """
 
-    train: nnx.GraphDef[Any]
-    evaluate: nnx.GraphDef[Any]
+    train: nnx.GraphDef[Network]
+    evaluate: nnx.GraphDef[Network]
 
     def apply_train(
         self, params: Tree, batch_stats: Tree, images: jax.Array
     ) -> tuple[jax.Array, Tree]:
-        """Logits with batch statistics, and the updated running statistics."""
+        """Computes logits (B, num_classes) float32 with the statistics of the batch.
+
+        Args:
+          params: as `split` returns them.
+          batch_stats: as `split` returns them.
+          images: (B, H, W, in_channels), normalised.
+
+        Returns:
+          The logits, and the updated running statistics.
+        """
         model = merge(self.train, params, batch_stats)
         logits = model(images)
         return logits, to_dict(nnx.state(model, nnx.BatchStat))
 
     def apply(self, params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:
-        """Logits with running statistics."""
+        """Computes logits (B, num_classes) float32 with running statistics."""
         return merge(self.evaluate, params, batch_stats)(images)
 
 
-def split(model: nnx.Module) -> tuple[Functional, Tree, Tree]:
+def split(model: Network) -> tuple[Functional, Tree, Tree]:
     """A network as (functions, params, batch_stats); the arrays are plain nested dicts."""
     model.eval()
     evaluate = nnx.graphdef(model)
@@ -49,9 +60,9 @@ def split(model: nnx.Module) -> tuple[Functional, Tree, Tree]:
 
 
 def to_dict(state: nnx.State) -> Tree:
-    """An NNX state as plain nested dicts with string keys, as a checkpoint holds them."""
+    """An NNX state as plain nested dicts with string keys, the form that checkpoints store."""
 
-    def with_string_keys(tree: Any) -> Any:
+    def with_string_keys(tree: Tree) -> Tree:
         if isinstance(tree, dict):
             return {str(key): with_string_keys(value) for key, value in tree.items()}
         return tree
@@ -59,6 +70,6 @@ def to_dict(state: nnx.State) -> Tree:
     return with_string_keys(nnx.to_pure_dict(state))
 
 
-def merge(graphdef: nnx.GraphDef[Any], *trees: Tree) -> Any:
+def merge(graphdef: nnx.GraphDef[Network], *trees: Tree) -> Network:
     """The network of a graph definition with the arrays of plain dicts (see `to_dict`)."""
     return nnx.merge(graphdef, *(nnx.restore_int_paths(tree) for tree in trees))

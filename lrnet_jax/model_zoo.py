@@ -23,11 +23,11 @@ _LRNET_SMALL = Variant(
     stem_kernel_size=3,
     stem_pool=False,
     channels_per_group=4,
-    prior_hidden=32,  # a layer of 8 groups would else have a hidden width of 8
-    prior_stddev=1.0,  # from a flat prior a short run loses its first epochs
+    prior_hidden=32,  # the default is the number of groups, only 8 in some layers
+    prior_stddev=1.0,  # a short run that starts from a flat prior loses its first epochs
 )
 
-# Widths are the paper's: they make the networks equal in computation (Tables 3, 7 and 8).
+# The widths are the paper's. They make the networks equal in computation (Tables 3, 7 and 8).
 _ZOO = {
     "lrnet18": dataclasses.replace(_LRNET26, block="basic", width=136),
     "lrnet26": _LRNET26,
@@ -54,10 +54,10 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def get_variant(name: str) -> Variant:
-    """The variant of a name; `dataclasses.replace` changes its fields.
+    """The variant of a network of the zoo; `dataclasses.replace` changes its fields.
 
     Raises:
-      ValueError: no such name; says which are near.
+      ValueError: there is no such name. The message has the nearest ones.
     """
     if name not in _ZOO:
         raise ValueError(f"no network is named {name!r}; {_suggest(name, list(_ZOO))}")
@@ -79,13 +79,13 @@ def create_model(
     Args:
       name: one of `list_models()`.
       num_classes: number of logits.
-      dtype: of activations, a dtype or its name, float32 or bfloat16; None for the variant's.
-      rngs: where the initial weights come from.
+      dtype: of activations, a dtype or its name, float32 or bfloat16. None is that of the variant.
+      rngs: the source of the initial weights.
       **fields: fields of `Variant` to change.
 
     Raises:
-      ValueError: no such name, or a field's value makes no sense.
-      TypeError: no such field, or a value of the wrong type.
+      ValueError: there is no such name, or a value is out of range.
+      TypeError: there is no such field, or a value is of the wrong type.
     """
     variant = get_variant(name)
     known = [field.name for field in dataclasses.fields(Variant)]
@@ -98,7 +98,11 @@ def create_model(
 
 
 def create_from_variant(variant: Variant, num_classes: int, rngs: nnx.Rngs) -> Network:
-    """Builds the network of a variant with fresh weights, in training mode."""
+    """Builds the network of a variant with fresh weights, in training mode.
+
+    Raises:
+      ValueError: num_classes is less than 1.
+    """
     return Network(variant, num_classes, rngs=rngs)
 
 

@@ -1,10 +1,10 @@
 """What local relation layers have learnt and what they see: priors, query and key maps.
 
-Layers are named by the path of their module, as in `complexity`: "stages.0.1.branch.1.layer".
+A layer's name is the path of its module, as in `complexity`, such as "stages.0.1.branch.1.layer".
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from lrnet_jax.layers.local_relation import LocalRelation
-from lrnet_jax.networks import Network
+from lrnet_jax.networks import Network, Normalized
 
 
 class QueryKey(NamedTuple):
@@ -28,17 +28,18 @@ class QueryKey(NamedTuple):
 
 
 def local_relations(model: Network) -> dict[str, LocalRelation]:
-    """The local relation layers of a network, from the images on, the stem's first."""
-    found = {
-        ".".join(map(str, path)): module
+    """The local relation layers of a network by name, in the order in which an image meets them."""
+    found = [
+        (path, module)
         for path, module in nnx.iter_modules(model)
         if isinstance(module, LocalRelation)
-    }
-    return dict(sorted(found.items(), key=lambda item: _depth(item[0])))
+    ]
+    found.sort(key=lambda item: (item[0][0] != "stem", item[0]))
+    return {".".join(map(str, path)): module for path, module in found}
 
 
 def stage_layers(model: Network) -> dict[str, str]:
-    """The last local relation of each stage: {"res2": its name, ...}, "res1" for the stem."""
+    """The name of the last local relation of each stage, {"res2": ..., ...}; "res1" is the stem."""
     last = {}
     for name in local_relations(model):
         head, number, *_ = name.split(".")
@@ -49,7 +50,7 @@ def stage_layers(model: Network) -> dict[str, str]:
 def prior_weights(layer: LocalRelation) -> np.ndarray | None:
     """Softmax of a layer's geometric prior over its window: (G, k, k), or None without a prior.
 
-    These are the layer's weights where query and key say nothing: equal similarities at every tap.
+    These are the weights of the layer where the similarities of all taps are equal.
 
     Source: figure 4 of the paper.
     """
@@ -63,22 +64,26 @@ def query_key_maps(model: Network, images: jax.Array) -> dict[str, QueryKey]:
     """Queries and keys of every local relation layer on some images.
 
     Args:
-      model: in any mode; it is evaluated with running statistics and not changed.
-      images: (B, H, W, 3), normalised.
+      model: in any mode. It is evaluated with running statistics and not changed.
+      images: (B, H, W, in_channels), normalised.
+
+    Returns:
+      The maps by name of the layer, in the order of `local_relations`.
+
+    Raises:
+      ValueError: images have another shape.
 
     Source: figure 5 of the paper.
     """
     watched = nnx.clone(model)
     watched.eval()
-    # Rematerialised blocks are traced apart: what is seen inside could not leave them.
+    # A rematerialised block is traced apart, and what is recorded inside could not leave it.
     watched.variant = dataclasses.replace(model.variant, remat=False)
     seen: dict[str, tuple[jax.Array, jax.Array]] = {}
-    for name, layer in local_relations(watched).items():
-        *path, attribute = name.split(".")
-        parent: Any = watched
-        for part in path:
-            parent = parent[int(part)] if part.isdigit() else getattr(parent, part)
-        setattr(parent, attribute, _Watched(layer, name, seen))
+    for path, module in list(nnx.iter_modules(watched)):
+        if isinstance(module, Normalized) and isinstance(module.layer, LocalRelation):
+            name = ".".join(map(str, (*path, "layer")))
+            module.layer = _Watched(module.layer, name, seen)
 
     def run(images: jax.Array) -> dict[str, tuple[jax.Array, jax.Array]]:
         watched(images)
@@ -92,21 +97,14 @@ def query_key_maps(model: Network, images: jax.Array) -> dict[str, QueryKey]:
 
 
 class _Watched(nnx.Module):
-    """A layer that notes its queries and keys; they are computed twice."""
+    """A layer that records its queries and keys. It computes them twice."""
 
     def __init__(
         self, layer: LocalRelation, name: str, seen: dict[str, tuple[jax.Array, jax.Array]]
     ) -> None:
         self.layer = layer
-        self.note = lambda maps: seen.__setitem__(name, maps)
+        self.record = lambda maps: seen.__setitem__(name, maps)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        self.note(
-            self.layer.query_and_key(x if self.layer.dtype is None else x.astype(self.layer.dtype))
-        )
+        self.record(self.layer.query_and_key(x))
         return self.layer(x)
-
-
-def _depth(name: str) -> tuple[int, tuple[int, ...]]:
-    numbers = tuple(int(part) for part in name.split(".") if part.isdigit())
-    return (0 if name.startswith("stem") else 1, numbers)

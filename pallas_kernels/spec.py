@@ -102,7 +102,7 @@ class Spec:
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """(Ho, Wo) of an (H, W) input."""
-        return (height - 1) // self.stride + 1, (width - 1) // self.stride + 1
+        return strided_size(height, self.stride), strided_size(width, self.stride)
 
     def component(self, query: jax.Array, key: jax.Array) -> jax.Array:
         """One summand of Phi, Eqns. 3 to 5 for scalars, elementwise and unscaled.
@@ -121,6 +121,11 @@ class Spec:
         # A sum over one element is a reduction that XLA does not always remove.
         total = phi[..., 0] if phi.shape[-1] == 1 else jnp.sum(phi, axis=-1)
         return total if self.scale == 1.0 else total * self.scale
+
+
+def strided_size(size: int, stride: int) -> int:
+    """Length of an output axis whose pixel i is centred on input pixel i * stride."""
+    return (size - 1) // stride + 1
 
 
 def compute_dtype(*arrays: jax.Array | None) -> jnp.dtype:

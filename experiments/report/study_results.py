@@ -64,7 +64,7 @@ def collect(root: pathlib.Path) -> list[Record]:
             continue
         recipe = dataclasses.replace(RECIPES[config.recipe], seed=config.seed)
         text = json.dumps(configs.to_dict(config), sort_keys=True)
-        size = complexity.count(config.model, CLASSES, SIZE)
+        cost = complexity.network_cost(config.model, CLASSES, SIZE)
         result = read_result(workdir)
         kept = attacks.kept(workdir) if result is not None else []
         records.append(
@@ -73,8 +73,8 @@ def collect(root: pathlib.Path) -> list[Record]:
                 seed=config.seed,
                 config=hashlib.sha256(text.encode()).hexdigest()[:12],
                 changed=tuple(changes(recipe, config)),
-                macs=size.macs,
-                parameters=size.parameters,
+                macs=cost.macs,
+                parameters=cost.parameters,
                 result=result,
                 attacked=tuple(r for r in kept if result and r["step"] == result["step"]),
             )

@@ -1,4 +1,4 @@
-"""The layers of local relation networks: Flax NNX modules on (B, H, W, C) arrays."""
+"""The layers of local relation networks, which are Flax NNX modules on (B, H, W, C) arrays."""
 
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.local_relation import LocalRelation

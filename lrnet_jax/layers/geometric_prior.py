@@ -1,9 +1,9 @@
-"""Geometric priors: a logit per group and relative position, whatever the image shows.
+"""Geometric priors, which add a logit per group and relative position, whatever the image shows.
 
-Both kinds answer `prior(y, x)` for relative positions y (Ny,) and x (Nx,) with (G, Ny, Nx)
-float32. A network knows any positions; a table only those it was made for, which is what folding
-a trained network gives. Always float32: the positions' logits are added to the similarity's
-before the softmax, and cost nothing.
+For relative positions y (Ny,) and x (Nx,), `prior(y, x)` returns (G, Ny, Nx) float32. A prior
+network accepts any positions. A prior table holds the logits of fixed positions; a trained network
+is folded into one. The logits are float32 in every network, as the similarities are to which they
+are added; there are so few of them that this costs nothing.
 """
 
 import functools
@@ -21,7 +21,14 @@ PRIORS: tuple[Prior, ...] = get_args(Prior)
 
 
 def window_positions(kernel_size: int) -> np.ndarray:
-    """Relative positions of a window's taps on one axis, from -1 to 1; (0,) for a window of 1."""
+    """Relative positions of a window's taps on one axis.
+
+    Args:
+      kernel_size: k, odd.
+
+    Returns:
+      (k,) float32 from -1 to 1, or (0,) for k = 1.
+    """
     radius = kernel_size // 2
     return (np.arange(kernel_size, dtype=np.float32) - radius) / max(radius, 1)
 
@@ -31,14 +38,14 @@ class PriorNetwork(nnx.Module):
 
     Args:
       groups: G.
-      hidden: width of the hidden layer. G, the default, gives the parameter counts of the paper
-        to the digits that it prints; it states neither this width nor the initial values.
-      stddev: of the initial output weights. At 0.01 the prior starts almost flat and training bends
-        it; at 1 each group starts with a window of its own.
-      rngs: where the initial weights come from.
+      hidden: width of the hidden layer, None for G.
+      stddev: standard deviation of the initial output weights. With 0.01 the prior starts almost
+        flat. With 1 each group starts with a different window.
+      rngs: the source of the initial weights.
 
-    Source: Section 3.3 of the paper; the hidden width follows from its counts, the initial values
-    are ours.
+    Source: Section 3.3 of the paper. It states neither the hidden width nor the initial values. A
+    width of G gives the paper's parameter counts to the digits that it prints; the initial values
+    are our choice.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class PriorTable(nnx.Module):
     Args:
       groups: G.
       size: (Ny, Nx), the number of positions on each axis.
+
+    Source: G* in Table 3 of the paper.
     """
 
     def __init__(self, groups: int, size: tuple[int, int]) -> None:
@@ -90,7 +99,7 @@ class PriorTable(nnx.Module):
         if table.shape[1:] != (len(y), len(x)):
             raise ValueError(
                 f"this prior is a table of {table.shape[1]} x {table.shape[2]} positions, but "
-                f"{len(y)} x {len(x)} are asked for; use prior='network', or the kernel and "
+                f"{len(y)} x {len(x)} are needed; use prior='network', or the kernel and "
                 "image size that the table was made for"
             )
         return table
@@ -104,7 +113,22 @@ def make_prior(
     stddev: float,
     rngs: nnx.Rngs,
 ) -> PriorNetwork | PriorTable | None:
-    """The prior module of a kind, for `size` = (Ny, Nx) positions."""
+    """Builds the prior of a kind.
+
+    Args:
+      kind: "network", "table" or "none".
+      groups: G.
+      size: (Ny, Nx), the number of positions of a table.
+      hidden: as in `PriorNetwork`.
+      stddev: as in `PriorNetwork`.
+      rngs: the source of a network's initial weights.
+
+    Returns:
+      The prior, or None for "none".
+
+    Raises:
+      ValueError: there is no such kind.
+    """
     if kind == "network":
         return PriorNetwork(groups, hidden, stddev, rngs=rngs)
     if kind == "table":
@@ -114,8 +138,8 @@ def make_prior(
     raise ValueError(f"prior must be one of {', '.join(PRIORS)}; got {kind!r}")
 
 
-def fold(prior: PriorNetwork | PriorTable, y: np.ndarray, x: np.ndarray) -> PriorTable:
-    """The table that equals a prior at the given positions, for inference."""
+def tabulate(prior: PriorNetwork | PriorTable, y: np.ndarray, x: np.ndarray) -> PriorTable:
+    """The table that equals a prior at positions y (Ny,) and x (Nx,)."""
     logits = prior(y, x)
     table = PriorTable(logits.shape[0], (len(y), len(x)))
     table.table[...] = logits

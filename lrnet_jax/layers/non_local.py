@@ -1,12 +1,12 @@
-"""Non-local layers and blocks, which the paper compares local relations with."""
+"""Non-local layers and blocks, with which the paper compares local relations."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lrnet_jax.layers.batch_norm import BatchNorm
-from lrnet_jax.layers.channel_transformation import channel_transformation
-from lrnet_jax.layers.full_image import max_pool
+from lrnet_jax.layers.channel_transformation import ChannelTransformation
+from lrnet_jax.layers.pooling import max_pool_cells
 
 
 class NonLocal(nnx.Module):
@@ -22,10 +22,10 @@ class NonLocal(nnx.Module):
       inner: channels of theta, phi and g.
       strides: of the output grid.
       pool: how much coarser, per side, the pooled grid is than the output grid.
-      dtype: of activations; products are summed and the softmax is taken in float32.
-      rngs: where the initial weights come from.
+      dtype: of activations. Products are summed and the softmax is taken in float32.
+      rngs: the source of the initial weights.
 
-    Source: Wang et al., "Non-local Neural Networks" (CVPR 2018), embedded Gaussian form; the
+    Source: Wang et al., "Non-local Neural Networks" (CVPR 2018), embedded Gaussian form. The
     pooling factors per stage are those of the paper's full-image layers.
     """
 
@@ -40,19 +40,19 @@ class NonLocal(nnx.Module):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        def embedding() -> nnx.Linear:
-            return channel_transformation(in_features, inner, use_bias=True, dtype=dtype, rngs=rngs)
+        def embedding(strides: int = 1) -> ChannelTransformation:
+            return ChannelTransformation(
+                in_features, inner, strides=strides, use_bias=True, dtype=dtype, rngs=rngs
+            )
 
-        self.theta, self.phi, self.g = embedding(), embedding(), embedding()
-        self.output = channel_transformation(inner, out_features, dtype=dtype, rngs=rngs)
-        self.strides = strides
-        self.pool = pool
+        self.theta, self.phi, self.g = embedding(strides), embedding(), embedding()
+        self.output = ChannelTransformation(inner, out_features, dtype=dtype, rngs=rngs)
+        self.cell = strides * pool  # input pixels per side
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features)."""
-        s = self.strides
-        pooled = max_pool(x, s * self.pool)
-        theta = self.theta(x[:, ::s, ::s] if s > 1 else x)  # (B,Ho,Wo,inner)
+        pooled = max_pool_cells(x, self.cell)
+        theta = self.theta(x)  # (B,Ho,Wo,inner)
         phi, g = self.phi(pooled), self.g(pooled)  # (B,Hp,Wp,inner)
         logits = jnp.einsum("bhwc,byxc->bhwyx", theta, phi, preferred_element_type=jnp.float32)
         flat = logits.reshape(*logits.shape[:3], -1) * theta.shape[-1] ** -0.5
@@ -61,14 +61,14 @@ class NonLocal(nnx.Module):
 
 
 class NonLocalBlock(nnx.Module):
-    """x + BatchNorm(NonLocal(x)) with inner = C / 2; the scale starts at 0, so at the identity.
+    """x + BatchNorm(NonLocal(x)) with inner = C / 2.
 
     Args:
       features: C.
       pool: as in `NonLocal`.
-      norm: the batch normalisation, made by the network so that all its norms agree.
+      norm: the batch normalisation. With an initial scale of 0 the block starts as the identity.
       dtype: of activations.
-      rngs: where the initial weights come from.
+      rngs: the source of the initial weights.
     """
 
     def __init__(
@@ -81,10 +81,15 @@ class NonLocalBlock(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         self.layer = NonLocal(
-            features, features, max(features // 2, 1), pool=pool, dtype=dtype, rngs=rngs
+            features, features, inner_features(features), pool=pool, dtype=dtype, rngs=rngs
         )
         self.norm = norm
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, features) -> the same shape."""
         return x + self.norm(self.layer(x))
+
+
+def inner_features(features: int) -> int:
+    """Channels of theta, phi and g: half of the input's, at least one."""
+    return max(features // 2, 1)

@@ -18,7 +18,7 @@ from lrnet_jax import complexity
 
 
 def test_all_rows_have_equal_computation():
-    macs = {c.recipe: complexity.count(c.model, 10, 28).macs for c in CONFIGS}
+    macs = {c.recipe: complexity.network_cost(c.model, 10, 28).macs for c in CONFIGS}
     assert len(macs) == len(ROWS) == 12
     assert max(macs.values()) / min(macs.values()) < 1.05
 

@@ -29,8 +29,8 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_counts_of_the_papers_networks(name):
-    count = complexity.count(get_variant(name))
-    parameters, macs = count.parameters / 1e6, count.macs / 1e9
+    cost = complexity.network_cost(get_variant(name))
+    parameters, macs = cost.parameters / 1e6, cost.macs / 1e9
     assert (round(parameters, 3), round(macs, 3)) == EXPECTED[name]
     assert f"{parameters:.1f}" == PAPER_SIZES[name][0]
 
@@ -38,21 +38,25 @@ def test_counts_of_the_papers_networks(name):
 def test_ablations_of_the_prior_and_the_stem():
     narrow = dataclasses.replace(get_variant("lrnet26"), width=100)
     for prior, parameters in (("network", 14.586), ("table", 14.577), ("none", 14.558)):
-        count = complexity.count(dataclasses.replace(narrow, prior=prior))
-        assert round(count.parameters / 1e6, 3) == parameters
-        assert round(count.macs / 1e9, 3) == 2.379
+        cost = complexity.network_cost(dataclasses.replace(narrow, prior=prior))
+        assert round(cost.parameters / 1e6, 3) == parameters
+        assert round(cost.macs / 1e9, 3) == 2.379
 
     def stem(name):
-        rows = [r for r in complexity.count(get_variant(name)).rows if r.name.startswith("stem")]
-        return sum(r.parameters for r in rows) / 1e3, sum(r.macs for r in rows) / 1e6
+        layers = complexity.network_cost(get_variant(name)).layers
+        stem = [layer for layer in layers if layer.name.startswith("stem")]
+        return sum(c.parameters for c in stem) / 1e3, sum(c.macs for c in stem) / 1e6
 
     assert stem("lrnet26") == (pytest.approx(5.4, abs=0.05), pytest.approx(137.4, abs=0.05))
     assert stem("resnet26") == (pytest.approx(9.4, abs=0.05), pytest.approx(118.0, abs=0.05))
 
 
 def test_small_networks_share_their_computation():
-    macs = [complexity.count(get_variant(n), 10, 28).macs for n in ("lrnet_small", "resnet_small")]
-    assert macs[0] == pytest.approx(macs[1], rel=0.05)
+    relation, convolution = (
+        complexity.network_cost(get_variant(name), 10, 28).macs
+        for name in ("lrnet_small", "resnet_small")
+    )
+    assert relation == pytest.approx(convolution, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -67,12 +71,12 @@ def test_small_networks_share_their_computation():
 def test_parameters_of_every_layer_are_those_of_its_module(name, fields):
     variant = dataclasses.replace(get_variant(name), **fields)
     model = nnx.eval_shape(lambda: create_from_variant(variant, 1000, nnx.Rngs(0)))
-    counted = {row.name: row.parameters for row in complexity.count(variant).rows}
+    counted = {layer.name: layer.parameters for layer in complexity.network_cost(variant).layers}
     found = dict.fromkeys(counted, 0)
     for path, leaf in jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param))):
         text = ".".join(str(key.key) for key in path)
         if ".norm." in text or text.endswith(("theta.bias", "phi.bias", "g.bias")):
             continue  # the convention leaves them out
-        (owner,) = (row for row in counted if text.startswith(f"{row}."))
+        (owner,) = (name for name in counted if text.startswith(f"{name}."))
         found[owner] += leaf.size
     assert found == counted

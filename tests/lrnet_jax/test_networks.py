@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import lrnet_jax
-from lrnet_jax import networks
+from lrnet_jax.layers.pooling import max_pool_3x3
 from lrnet_jax.model_zoo import create_from_variant
 
 SMALL = {"depths": (1, 1), "width": 6, "stage_channels": (16, 24), "stem_channels": 12}
@@ -201,7 +201,7 @@ def test_groups_of_images_reach_every_batch_norm():
 def test_stem_pool_is_a_max_pool(size):
     x = images(2, *size, 3)
     want = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    np.testing.assert_array_equal(networks._max_pool(x), want)
+    np.testing.assert_array_equal(max_pool_3x3(x), want)
 
 
 def test_errors():

@@ -48,7 +48,7 @@ def test_priors_are_the_weights_of_a_layer_that_sees_nothing(model):
     for transformation in (blind.query, blind.key):
         transformation.kernel[...] = jnp.zeros_like(transformation.kernel[...])
     blind.output.kernel[...] = jnp.eye(12)
-    blind.strides = 1
+    blind.strides = blind.query.strides = 1
     image = jnp.zeros((1, 5, 5, 12)).at[0, 3, 1].set(1)
     np.testing.assert_allclose(blind(image)[0, 2, 2, ::4], weights[:, 2, 0], rtol=1e-5)
     without = dataclasses.replace(VARIANT, prior="none")

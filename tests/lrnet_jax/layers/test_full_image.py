@@ -8,8 +8,33 @@ from flax import nnx
 from test_local_relation_layer import random_input, randomize
 
 from lrnet_jax.layers.batch_norm import BatchNorm
-from lrnet_jax.layers.full_image import FullImageRelation, cells, differences
+from lrnet_jax.layers.full_image import FullImageRelation, difference_indices, differences
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock
+from lrnet_jax.layers.relation import RelationOptions
+
+OPTIONS = RelationOptions(
+    channels_per_group=8,
+    query_key_dim=1,
+    similarity="squared_difference",
+    scale=None,
+    normalization="softmax",
+    prior="network",
+    prior_hidden=None,
+    prior_stddev=0.01,
+    dtype=None,
+)
+
+
+def full_image(in_features, out_features, strides=1, *, pool, output_size=None, **options):
+    return FullImageRelation(
+        in_features,
+        out_features,
+        strides,
+        pool=pool,
+        output_size=output_size,
+        rngs=nnx.Rngs(0),
+        **OPTIONS | options,
+    )
 
 
 def pool_by_hand(x, window):
@@ -27,14 +52,14 @@ def expected_relation(layer, x):
     z = pool_by_hand(x, s * f)
     query, key = x[:, ::s, ::s] @ by_hand.kernel(layer.query), z @ by_hand.kernel(layer.key)
     batch, ho, wo, _ = query.shape
-    channels, m, dim = x.shape[-1], layer.spec.channels_per_group, layer.query_key_dim
+    channels, m, dim = x.shape[-1], layer.channels_per_group, layer.query_key_dim
     out = np.zeros((batch, ho, wo, channels))
     for b, i, j, g in np.ndindex(batch, ho, wo, -(-channels // m)):
         vector, group = slice(g * dim, (g + 1) * dim), slice(g * m, (g + 1) * m)
         logits = []
         for a, c in np.ndindex(*z.shape[1:3]):
             logit = by_hand.similarity(
-                layer.spec.similarity, query[b, i, j, vector], key[b, a, c, vector]
+                layer.similarity, query[b, i, j, vector], key[b, a, c, vector]
             )
             if layer.prior is not None:
                 dy, dx = (i - a * f - (f - 1) / 2) / ho, (j - c * f - (f - 1) / 2) / wo
@@ -46,7 +71,7 @@ def expected_relation(layer, x):
                     logit += by_hand.network_prior(layer.prior, dy, dx)[g]
             logits.append(logit)
         values = z[b, :, :, group].reshape(len(logits), -1)
-        softmax = layer.spec.normalization == "softmax"
+        softmax = layer.normalization == "softmax"
         out[b, i, j, group] = by_hand.aggregate(logits, values, softmax)
     return out @ by_hand.kernel(layer.output)
 
@@ -61,9 +86,7 @@ def expected_relation(layer, x):
     ],
 )
 def test_full_image_relation(strides, pool, options):
-    layer = FullImageRelation(
-        10, 6, strides, pool=pool, channels_per_group=4, **options, rngs=nnx.Rngs(0)
-    )
+    layer = full_image(10, 6, strides, pool=pool, channels_per_group=4, **options)
     x = random_input(2, 9, 8, 10)  # 9: partial cells
     want = expected_relation(randomize(layer), x)
     assert np.std(want) > 0.05
@@ -73,12 +96,12 @@ def test_full_image_relation(strides, pool, options):
 def test_distinct_differences_are_each_used():
     # 8 pixels, cells of 4 centred on 1.5 and 5.5: from 0 - 5.5 to 7 - 1.5
     np.testing.assert_allclose(differences(8, 4) * 8, np.arange(12) - 5.5)
-    assert sorted(set(cells(8, 4).ravel())) == list(range(12))
-    assert cells(8, 4)[0].tolist() == [4, 0]
+    assert sorted(set(difference_indices(8, 4).ravel())) == list(range(12))
+    assert difference_indices(8, 4)[0].tolist() == [4, 0]
 
 
 def test_full_image_prior_folds_for_one_size():
-    layer = FullImageRelation(8, 8, pool=2, output_size=(6, 6), rngs=nnx.Rngs(0))
+    layer = full_image(8, 8, pool=2, output_size=(6, 6))
     randomize(layer)
     x = jnp.asarray(random_input(1, 6, 6, 8))
     before = layer(x)
@@ -87,9 +110,9 @@ def test_full_image_prior_folds_for_one_size():
     with pytest.raises(ValueError, match="table of 10 x 10 positions, but 14 x 14"):
         layer(jnp.asarray(random_input(1, 8, 8, 8)))
     with pytest.raises(ValueError, match="give output_size"):
-        FullImageRelation(8, 8, pool=2, rngs=nnx.Rngs(0)).fold_prior()
+        full_image(8, 8, pool=2).fold_prior()
     with pytest.raises(ValueError, match="prior 'table' needs output_size"):
-        FullImageRelation(8, 8, pool=2, prior="table", rngs=nnx.Rngs(0))
+        full_image(8, 8, pool=2, prior="table")
 
 
 @pytest.mark.parametrize(("strides", "pool"), [(1, 1), (2, 2)])
