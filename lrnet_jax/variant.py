@@ -111,7 +111,8 @@ class Variant:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         hints = typing.get_type_hints(Variant)
         for field in dataclasses.fields(self):
-            _check_field(field.name, hints[field.name], getattr(self, field.name))
+            _check_choice(field.name, hints[field.name], getattr(self, field.name))
+            _check_number(field.name, hints[field.name], getattr(self, field.name))
         _check_stages(self)
         _check_combinations(self)
 
@@ -129,19 +130,21 @@ class Variant:
         return tuple(first * 2**stage for stage in range(len(self.depths)))
 
 
-def _check_field(name: str, hint: object, value: object) -> None:
-    """Raises unless a field's value is of its type and in its range."""
+def _check_choice(name: str, hint: object, value: object) -> None:
+    """Raises unless the value of a field that is a choice, a switch or a name is one."""
     if typing.get_origin(hint) is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
-    elif hint is bool:
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} must be True or False, got {value!r}")
-    elif hint == str | None:
-        if not (value is None or isinstance(value, str)):
-            raise TypeError(f"{name} must be a string or None, got {value!r}")
-    elif name in ("kernel_size", "stem_kernel_size"):
+    elif hint is bool and not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    elif hint == str | None and not (value is None or isinstance(value, str)):
+        raise TypeError(f"{name} must be a string or None, got {value!r}")
+
+
+def _check_number(name: str, hint: object, value: object) -> None:
+    """Raises unless the value of a field that is a number is one in its range."""
+    if name in ("kernel_size", "stem_kernel_size"):
         check_odd(name, value)
     elif name == "channels_per_group":
         if value != -1:
