@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, and_masks
+from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.memory import Address, Operand
 from pallas_kernels.pallas.problem import Problem
 
@@ -80,7 +80,7 @@ class Channels:
         pixels: int,
         mask: Mask,
         exact: bool = True,
-    ) -> list[Vector]:
+    ) -> Vectors:
         """Reads the channels as float32.
 
         Args:

@@ -77,8 +77,8 @@ def _kernel(
     channels = Channels.of(problem, group, chunk)
     zero = jnp.zeros((strips.lanes_per_program,), jnp.float32)
     operands = Operands.of(problem, alu, inputs)
-    ragged = problem.out_size[1] % strips.strip > 0
-    strip = OutputStrip(problem, operands, place._replace(unit=group), strips.strip, ragged)
+    place = place._replace(unit=group)
+    strip = OutputStrip(problem, operands, place, strips.strip, strips.ragged)
     rows = window_rows(problem, strips, first)
     program = Program(
         problem=problem,

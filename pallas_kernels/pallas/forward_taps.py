@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_kernels.pallas.arithmetic import Alu, Number, Ops
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, Vectors, and_masks, loop
 from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.memory import Layout, Operand, store
 from pallas_kernels.pallas.operands import Operands
@@ -49,8 +49,8 @@ class _Sums(NamedTuple):
       values: the sum of weighted values, for each channel.
     """
 
-    total: list[list[Vector]]
-    values: list[list[Vector]]
+    total: list[Vectors]
+    values: list[Vectors]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Program:
         strip = self.strip.of_case(case)
         queries = [logits.stationary(strip.load_query(i)) for i in range(strip.count)]
         # Without softmax there is no sum of weights.
-        total: list[list[Vector]] = [[self.zero] if problem.softmax else []] * strip.count
+        total: list[Vectors] = [[self.zero] if problem.softmax else []] * strip.count
         start, end = self.rows
         sums = loop(
             end,
@@ -112,7 +112,7 @@ class Program:
         self,
         logits: LogitMath,
         strip: OutputStrip,
-        queries: list[list[Vector]],
+        queries: list[Vectors],
         number: Scalar,
         sums: _Sums,
     ) -> _Sums:
@@ -137,7 +137,7 @@ class Program:
         return _Sums(total, values)
 
     def _store_checked(
-        self, logits: LogitMath, strip: OutputStrip, queries: list[list[Vector]], sums: _Sums
+        self, logits: LogitMath, strip: OutputStrip, queries: list[Vectors], sums: _Sums
     ) -> jax.Array:
         """Stores the results, accurate or not; returns 1 if any is not, else 0."""
         failed = jnp.zeros_like(self.zero, bool)
@@ -180,7 +180,7 @@ class Program:
                 shift = jnp.maximum(shift, logit)
             return shift
 
-        def add(number: Scalar, sums: tuple[Vector, list[Vector]]) -> tuple[Vector, list[Vector]]:
+        def add(number: Scalar, sums: tuple[Vector, Vectors]) -> tuple[Vector, Vectors]:
             total, values = sums
             row = strip.row(number, self.channels)
             for column, mask, logit in taps(row, number):
@@ -199,7 +199,7 @@ class Program:
         return Operand(self.alu, self.results.out, Layout.value(self.problem))
 
     def _store(
-        self, strip: OutputStrip, i: int, shift: Vector, total: Vector, values: list[Vector]
+        self, strip: OutputStrip, i: int, shift: Vector, total: Vector, values: Vectors
     ) -> None:
         """Divides by the sum of weights and stores pixel i."""
         assert self.results.normalizer is not None

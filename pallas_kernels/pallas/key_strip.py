@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, and_masks
+from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.memory import (
     Address,
     Operand,
@@ -107,12 +107,12 @@ class KeyStrip:
         """Pixels from the last key to key i; not positive."""
         return i + 1 - self.count
 
-    def load_key(self, i: int) -> list[Vector]:
+    def load_key(self, i: int) -> Vectors:
         """Key i; 0 beyond the image."""
         places = self.from_last(i) * self.problem.groups
         return self.operands.key.load(self._keys, places, self.in_image[i])
 
-    def load_values(self, channels: Channels) -> list[list[Vector]]:
+    def load_values(self, channels: Channels) -> list[Vectors]:
         """The lane's channels of the value at each key; 0 beyond the image."""
         value = self.operands.value
         addresses = channels.addresses(value, self.last_pixel())
@@ -121,13 +121,11 @@ class KeyStrip:
             for i, mask in enumerate(self.in_image)
         ]
 
-    def store_key(self, array: Components, base: Vector, i: int, parts: list[Vector]) -> None:
+    def store_key(self, array: Components, base: Vector, i: int, parts: Vectors) -> None:
         """Writes the gradient of key i; `base` is that of `key_base`."""
         array.store(base, self.from_last(i) * self.problem.groups, parts, self.store_mask[i])
 
-    def store_values(
-        self, array: Operand, channels: Channels, gradients: list[list[Vector]]
-    ) -> None:
+    def store_values(self, array: Operand, channels: Channels, gradients: list[Vectors]) -> None:
         """Writes the gradients of the values, after a loop."""
         addresses = channels.addresses(array, self.last_pixel(rematerialize=True))
         for i, parts in enumerate(gradients):
@@ -178,13 +176,13 @@ class KeyStrip:
         x = (self.origin.x0 // self.problem.spec.stride + column).astype(jnp.uint32)
         return x < self.problem.out_size[1]  # a single comparison, because negative x become large
 
-    def load_query(self, row: OutputRow, column: int, mask: Mask) -> list[Vector]:
+    def load_query(self, row: OutputRow, column: int, mask: Mask) -> Vectors:
         """The query of an output; where the mask is False, one that is far from all keys."""
         return self.operands.query.load(row.queries, self._places(column), mask, distant=1)
 
     def load_gradient(
         self, array: Operand, channels: Channels, row: OutputRow, column: int, mask: Mask
-    ) -> list[Vector]:
+    ) -> Vectors:
         """The lane's channels of an output's gradient; 0 where the mask is False."""
         # Channels that do not exist are multiplied by values of 0.
         pixels = column - self._last_column

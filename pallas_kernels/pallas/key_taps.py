@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from pallas_kernels.pallas.arithmetic import Alu, Number, Ops, dot
 from pallas_kernels.pallas.channels import Channels
 from pallas_kernels.pallas.key_strip import KeyStrip, OutputRow
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, and_masks, loop
 from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.memory import Operand
 from pallas_kernels.pallas.operands import Components, Operands
@@ -67,15 +67,14 @@ class Program:
         loop(self.strips.strip // s, some_keys, 0)
 
     def _strip(self, place: Place, count: int, case: BorderCase | None) -> KeyStrip:
-        ragged = self.problem.width % self.strips.strip > 0
-        return KeyStrip(self.problem, self.operands, place, count, ragged, case)
+        return KeyStrip(self.problem, self.operands, place, count, self.strips.ragged, case)
 
 
 class _Sums(NamedTuple):
     """The gradients of each key of a strip: components of d_key, a chunk's channels of d_value."""
 
-    d_keys: list[list[Vector]]
-    d_values: list[list[Vector]]
+    d_keys: list[Vectors]
+    d_values: list[Vectors]
 
 
 class _Output(NamedTuple, Generic[Number]):
@@ -126,7 +125,7 @@ class _Gather:
     program: Program
     strip: KeyStrip
     logits: LogitMath
-    keys: list[list[Vector]]
+    keys: list[Vectors]
 
     @classmethod
     def of(cls, program: Program, strip: KeyStrip, fast: bool) -> "_Gather":
@@ -144,7 +143,7 @@ class _Gather:
         for i in range(strip.count):
             strip.store_key(program.d_key, base, i, self.logits.finish(d_keys[i]))
 
-    def _add_chunk(self, chunk: Scalar, d_keys: list[list[Vector]]) -> list[list[Vector]]:
+    def _add_chunk(self, chunk: Scalar, d_keys: list[Vectors]) -> list[Vectors]:
         """Adds the terms of a chunk of channels to d_keys, and stores its d_values."""
         program, strip = self.program, self.strip
         channels = Channels.of(program.problem, strip.origin.unit, chunk)
@@ -160,7 +159,7 @@ class _Gather:
         self,
         chunk: Scalar,
         channels: Channels,
-        values: list[list[Vector]],
+        values: list[Vectors],
         number: Scalar,
         sums: _Sums,
     ) -> _Sums:

@@ -14,6 +14,9 @@ from jax import lax
 Vector = jax.Array
 """One number per lane: (N,)."""
 
+Vectors = list[Vector]
+"""The D components or the channels of one pixel."""
+
 Mask = jax.Array | None
 """One bool per lane: (N,). None is True for every lane, and costs nothing."""
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 
 from pallas_kernels.pallas.arithmetic import Number, Ops, dot
-from pallas_kernels.pallas.lanes import Vector
+from pallas_kernels.pallas.lanes import Vector, Vectors
 from pallas_kernels.pallas.problem import LOG2E, Problem
 
 
@@ -50,7 +50,7 @@ class LogitMath:
             and all(dtype.itemsize == 2 for dtype in self.problem.dtypes[:2])
         )
 
-    def stationary(self, x: Sequence[Vector]) -> list[Vector]:
+    def stationary(self, x: Sequence[Vector]) -> Vectors:
         """Prepares the D components of the side that stays in registers."""
         if self.prescaled:
             return [q * math.sqrt(self.coefficient) for q in x]
@@ -58,7 +58,7 @@ class LogitMath:
             return [q * self.coefficient for q in x]
         return list(x)
 
-    def imprecise(self, stationary: Sequence[Vector]) -> list[Vector]:
+    def imprecise(self, stationary: Sequence[Vector]) -> Vectors:
         """Masks, one per component: where rounding a*q may show in 16-bit results, |q| > 64 / a."""
         return [jnp.abs(q) > 64.0 for q in stationary] if self.prescaled else []
 
@@ -101,7 +101,7 @@ class LogitMath:
             for d, total in zip(slopes, sums, strict=True)
         ]
 
-    def finish(self, sums: Sequence[Vector]) -> list[Vector]:
+    def finish(self, sums: Sequence[Vector]) -> Vectors:
         """The gradient of the stationary side from the sums of `accumulate`."""
         scale = self.problem.spec.scale
         if self.problem.spec.similarity == "squared_difference":

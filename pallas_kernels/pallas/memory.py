@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.pallas.arithmetic import Alu, Number, Ops
-from pallas_kernels.pallas.lanes import Mask, Ref, Vector
+from pallas_kernels.pallas.lanes import Mask, Ref, Vector, Vectors
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.ptx import opaque
 
@@ -57,7 +57,7 @@ def span(index: Vector, start: int, size: int) -> jax.Array:
     return index[:, None] + jnp.arange(size, dtype=jnp.int32)[None, :] + start
 
 
-def deinterleave(x: jax.Array) -> list[Vector]:
+def deinterleave(x: jax.Array) -> Vectors:
     """(N, c), c a power of two, to c vectors. Renames registers without moving data."""
     if x.ndim == 1:
         return [x]
@@ -174,7 +174,7 @@ class Operand:
 
     def load(
         self, addresses: Sequence[Address], masks: Sequence[Mask], other: float = 0.0
-    ) -> list[Vector]:
+    ) -> Vectors:
         """Reads one access per address, as a list of float32 vectors.
 
         Args:

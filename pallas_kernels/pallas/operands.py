@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import Mask, Ref, Vector
+from pallas_kernels.pallas.lanes import Mask, Ref, Vector, Vectors
 from pallas_kernels.pallas.memory import Address, Layout, Operand
 from pallas_kernels.pallas.priors import Priors, prior_table
 from pallas_kernels.pallas.problem import Problem
@@ -45,7 +45,7 @@ class Components:
         depth = self.problem.depth
         return self.operand.base(place * depth + (depth - self.operand.layout.size))
 
-    def load(self, base: Vector, places: int, mask: Mask, distant: int = 0) -> list[Vector]:
+    def load(self, base: Vector, places: int, mask: Mask, distant: int = 0) -> Vectors:
         """Reads the D components as float32.
 
         Args:

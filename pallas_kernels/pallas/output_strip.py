@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, and_masks
+from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.memory import Address, base_address, span
 from pallas_kernels.pallas.operands import Components, Operands
 from pallas_kernels.pallas.problem import Problem
@@ -110,13 +110,13 @@ class OutputStrip:
         """Indices (N, 2) of pixel i in an array of two numbers per pixel and group."""
         return span(self._pairs, 2 * self.from_last(i) * self.problem.groups, 2)
 
-    def load_query(self, i: int) -> list[Vector]:
+    def load_query(self, i: int) -> Vectors:
         """The query of pixel i; beyond the image one that is far from all keys."""
         places = self.from_last(i) * self.problem.groups
         # It is distant in the opposite direction of the keys beyond the image.
         return self.operands.query.load(self._queries, places, self.in_image[i], distant=-1)
 
-    def store_query(self, array: Components, i: int, parts: list[Vector]) -> None:
+    def store_query(self, array: Components, i: int, parts: Vectors) -> None:
         """Writes the gradient of the query of pixel i."""
         places = self.from_last(i) * self.problem.groups
         array.store(self._queries, places, parts, self.store_mask[i])
@@ -140,14 +140,12 @@ class OutputStrip:
         x = (self.origin.x0 * spec.stride + (column - spec.padding[1])).astype(jnp.uint32)
         return x < self.problem.width  # a single comparison, because negative x become large
 
-    def load_key(self, row: WindowRow, column: int, mask: Mask) -> list[Vector]:
+    def load_key(self, row: WindowRow, column: int, mask: Mask) -> Vectors:
         """A key; where the mask is False, one that is far from all queries."""
         places = (column - max(self.taps)) * self.problem.groups
         return self.operands.key.load(row.keys, places, mask, distant=1)
 
-    def load_value(
-        self, channels: Channels, row: WindowRow, column: int, mask: Mask
-    ) -> list[Vector]:
+    def load_value(self, channels: Channels, row: WindowRow, column: int, mask: Mask) -> Vectors:
         """The lane's channels of a value; 0 where the mask is False."""
         pixels = column - max(self.taps)
         return channels.load(self.operands.value, row.values, pixels, mask, exact=False)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, loop
+from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, loop
 from pallas_kernels.pallas.memory import (
     base_address,
     deinterleave,
@@ -65,7 +65,7 @@ class PriorColumns:
 
         loop(self.problem.spec.kernel_size[0], clear_row, 0)
 
-    def add(self, row: Scalar, sums: list[Vector], mask: Mask) -> None:
+    def add(self, row: Scalar, sums: Vectors, mask: Mask) -> None:
         """Adds a strip's sums of a window row, in the lanes of the mask."""
         if self.ref is None:
             return

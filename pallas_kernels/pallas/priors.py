@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector
+from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors
 from pallas_kernels.pallas.memory import base_address, deinterleave, load, span
 from pallas_kernels.pallas.problem import LOG2E, Problem
 
@@ -51,7 +51,7 @@ class Priors:
     problem: Problem
     ref: Ref | None
 
-    def load(self, fast: bool, row: Scalar | Vector, group: Vector, valid: Vector) -> list[Vector]:
+    def load(self, fast: bool, row: Scalar | Vector, group: Vector, valid: Vector) -> Vectors:
         """Reads the Kw priors of a window row.
 
         Args:

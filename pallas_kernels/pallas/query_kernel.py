@@ -136,8 +136,7 @@ def _kernel(
         images = round_group * rounds + i
         rows = window_rows(problem, strips, part * strips.lanes_per_part + first)
         place = strips.place(first, column, images, part)
-        ragged = problem.out_size[1] % strips.strip > 0
-        strip = OutputStrip(problem, program.operands, place, strips.strip, ragged)
+        strip = OutputStrip(problem, program.operands, place, strips.strip, strips.ragged)
         StripPass.of(program, strip, rows).run()
 
     def one_round(i: Scalar, carry: int) -> int:

@@ -16,7 +16,7 @@ from jax import lax
 
 from pallas_kernels.pallas.arithmetic import Number, Ops, dot
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Scalar, Vector, loop
+from pallas_kernels.pallas.lanes import Scalar, Vector, Vectors, loop
 from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.memory import interleave, load, store
 from pallas_kernels.pallas.output_strip import OutputStrip
@@ -46,7 +46,7 @@ class StripPass:
     program: Program
     strip: OutputStrip
     rows: tuple[Scalar, Scalar]
-    d_out: list[list[Vector]]
+    d_out: list[Vectors]
 
     @classmethod
     def of(cls, program: Program, strip: OutputStrip, rows: tuple[Scalar, Scalar]) -> "StripPass":
@@ -65,12 +65,12 @@ class StripPass:
         self._store_severity(severity)
         lax.cond(worst == PLAIN, lambda: self._gather_all(pairs, queries), self._exact)
 
-    def _deltas(self, strip: OutputStrip) -> list[Vector]:
+    def _deltas(self, strip: OutputStrip) -> Vectors:
         """The sum g . out of each pixel."""
         program, out = self.program, self.program.out
         assert out is not None
 
-        def add_chunk(chunk: Scalar, delta: list[Vector]) -> list[Vector]:
+        def add_chunk(chunk: Scalar, delta: Vectors) -> Vectors:
             kept = self.d_out if strip is self.strip else []
             g = kept or program.load(program.d_out, strip, chunk)
             y = program.load(out, strip, chunk)
@@ -78,7 +78,7 @@ class StripPass:
 
         return loop(program.problem.chunks, add_chunk, [program.zero] * strip.count)
 
-    def _examine(self, delta: list[Vector]) -> tuple[Pairs, list[list[Vector]], Vector]:
+    def _examine(self, delta: Vectors) -> tuple[Pairs, list[Vectors], Vector]:
         """Stores the pairs; returns them, the prepared queries, and the severity of each lane."""
         program, strip = self.program, self.strip
         normalizer, results = program.normalizer, program.results
@@ -110,7 +110,7 @@ class StripPass:
         index = row * program.problem.groups + place.unit
         store(program.alu, program.results.severity, index, severity, place.active)
 
-    def _gather_all(self, pairs: Pairs, queries: list[list[Vector]] | None) -> None:
+    def _gather_all(self, pairs: Pairs, queries: list[Vectors] | None) -> None:
         """The whole strip, by the fast path if there is a softmax.
 
         Args:
@@ -146,14 +146,14 @@ class StripPass:
         logits: LogitMath,
         strip: OutputStrip,
         pairs: Pairs,
-        queries: list[list[Vector]] | None,
+        queries: list[Vectors] | None,
         kept: Gradient | None,
     ) -> None:
         """Sums over the taps of a strip, and stores the gradients of its queries."""
         program, normalizer = self.program, self.program.normalizer
         if queries is None:
             queries = [logits.stationary(strip.load_query(i)) for i in range(strip.count)]
-        normalizers: list[list[Vector]] = [[]] * strip.count
+        normalizers: list[Vectors] = [[]] * strip.count
         if normalizer is not None and not logits.fast:
             normalizers = [
                 [load(normalizer.shift, strip.place(i), strip.in_image[i], 0.0), pairs[i][0]]
@@ -161,7 +161,7 @@ class StripPass:
             ]
         taps = Taps(program, strip, self.rows, logits, queries, normalizers)
 
-        def add_chunk(chunk: Scalar, sums: list[list[Vector]]) -> list[list[Vector]]:
+        def add_chunk(chunk: Scalar, sums: list[Vectors]) -> list[Vectors]:
             channels = Channels.of(program.problem, strip.origin.unit, chunk)
             gradient = kept
             if gradient is None:
@@ -177,7 +177,7 @@ class StripPass:
 
 
 def _prepared(
-    program: Program, logits: LogitMath, g: list[list[Vector]], pairs: Pairs, chunk: Scalar
+    program: Program, logits: LogitMath, g: list[Vectors], pairs: Pairs, chunk: Scalar
 ) -> Gradient:
     """The gradient of the output as the loop over taps takes it."""
     softmax = program.problem.softmax

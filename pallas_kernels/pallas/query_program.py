@@ -8,7 +8,7 @@ import jax
 
 from pallas_kernels.pallas.arithmetic import Alu
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Ref, Scalar, Vector
+from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, Vectors
 from pallas_kernels.pallas.memory import Operand
 from pallas_kernels.pallas.operands import Components, Operands
 from pallas_kernels.pallas.output_strip import OutputStrip
@@ -88,7 +88,7 @@ class Program:
     column: jax.Array
     zero: Vector
 
-    def load(self, array: Operand, strip: OutputStrip, chunk: Scalar) -> list[list[Vector]]:
+    def load(self, array: Operand, strip: OutputStrip, chunk: Scalar) -> list[Vectors]:
         """A chunk of the channels of every pixel of a strip."""
         channels = Channels.of(self.problem, strip.origin.unit, chunk)
         addresses = channels.addresses(array, strip.last_pixel)

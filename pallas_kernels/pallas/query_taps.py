@@ -6,7 +6,7 @@ from typing import Generic, NamedTuple
 
 from pallas_kernels.pallas.arithmetic import Number, Ops, dot
 from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Scalar, Vector, and_masks, loop
+from pallas_kernels.pallas.lanes import Scalar, Vectors, and_masks, loop
 from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.output_strip import OutputStrip
 from pallas_kernels.pallas.problem import LOG2E
@@ -21,8 +21,8 @@ class Gradient(NamedTuple):
       start: what the sum g . value starts from: -delta, times the factor in the fast path.
     """
 
-    channels: list[list[Vector]]
-    start: list[Vector]
+    channels: list[Vectors]
+    start: Vectors
 
 
 class _Pixel(NamedTuple, Generic[Number]):
@@ -64,19 +64,19 @@ class Taps:
     strip: OutputStrip
     rows: tuple[Scalar, Scalar]
     logits: LogitMath
-    queries: list[list[Vector]]
-    normalizers: list[list[Vector]]
+    queries: list[Vectors]
+    normalizers: list[Vectors]
 
     def add_chunk(
-        self, channels: Channels, gradient: Gradient, sums: list[list[Vector]]
-    ) -> list[list[Vector]]:
+        self, channels: Channels, gradient: Gradient, sums: list[Vectors]
+    ) -> list[Vectors]:
         """Adds the taps of all window rows, of a chunk of channels, to the sums of d_query."""
         start, end = self.rows
         return loop(end, functools.partial(self._add_row, channels, gradient), sums, start)
 
     def _add_row(
-        self, channels: Channels, gradient: Gradient, number: Scalar, sums: list[list[Vector]]
-    ) -> list[list[Vector]]:
+        self, channels: Channels, gradient: Gradient, number: Scalar, sums: list[Vectors]
+    ) -> list[Vectors]:
         program, strip = self.program, self.strip
         sums = [list(x) for x in sums]
         row = strip.row(number, channels)

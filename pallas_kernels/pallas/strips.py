@@ -109,8 +109,13 @@ class Strips:
 
     @property
     def strips_per_row(self) -> int:
-        """Number of strips side by side; the last one may reach beyond the image."""
+        """Number of strips side by side."""
         return -(-self.columns // self.strip)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the last strip of a row reaches beyond the image."""
+        return self.columns % self.strip > 0
 
     @property
     def images_per_round(self) -> int:

@@ -6,9 +6,9 @@
 ptxsim compiles each kernel for the GPU and runs its PTX thread by thread. It sees what interpret
 mode cannot: the inline assembly, addresses outside an array, races, bytes that nobody writes. It
 does not measure time, and runs on JAX 0.10 (Python 3.11) alone. Networks are cut to a few groups
-and a small image that keep alignment, partial groups and stride; shapes that then look alike run
-once. Exit code 1 on any difference or hazard; says so and exits 0 where ptxsim does not run or the
-CUDA plugin is not installed.
+and a small image that keep alignment, partial groups and stride. Shapes that are then equal run
+once. Exit code 1 means a difference or a hazard. Where ptxsim does not run or the CUDA plugin is
+not installed, the command prints why and exits with code 0.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from pallas_kernels.tools.shapes import SHAPES, Shape  # noqa: E402
 
 
 def skipped() -> str | None:
-    """Why nothing can be emulated here, or None."""
+    """Why this machine cannot emulate; None if it can."""
     if importlib.util.find_spec("ptxsim") is None:
         return "ptxsim is not on PYTHONPATH"
     from ptxsim import jaxrun
@@ -84,7 +84,7 @@ def examine(
 
 
 def plant_bug() -> Any:
-    """Takes every prior from the window row below: an off-by-one in one index."""
+    """Lets kernels read every prior from the window row below, as an off-by-one error would."""
     true_load = priors.Priors.load
 
     def wrong(self: priors.Priors, fast: bool, row: Any, group: Any, valid: Any) -> Any:
@@ -95,7 +95,7 @@ def plant_bug() -> Any:
 
 
 def chosen(patterns: str) -> Iterable[Shape]:
-    """Shapes by name, cut down, each small problem once."""
+    """The named shapes, cut down; each small problem occurs once."""
     seen = set()
     for name, shape in SHAPES.items():
         if any(fnmatch.fnmatch(name, pattern) for pattern in patterns.split(",")):

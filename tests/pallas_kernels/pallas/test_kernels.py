@@ -1,7 +1,7 @@
 """The GPU kernels in interpret mode against the reference: every option, small shapes, small tiles.
 
-Tiles are small because interpret mode compiles as slowly as a strip is long. That compiled kernels
-do the same is shown by `tests.pallas_kernels.pallas.emulate`.
+Tiles are small, because interpret mode takes longer to compile a longer strip.
+`tests.pallas_kernels.pallas.emulate` shows that compiled kernels do the same.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ CASES = [
 
 
 def run(shape, *arrays):
-    """All five results of the kernels, with a tile that has every feature."""
+    """All five results of the kernels, with tiles that use every feature."""
     stride = shape.spec.stride
     inputs, d_out = Inputs(*arrays[:-1]), arrays[-1]
     forward = Tile(2, 1)
@@ -65,7 +65,7 @@ def jitted(shape):
     return jax.jit(lambda *arrays: run(shape, *arrays))
 
 
-# CI runs those that share the least code; interpret mode takes seconds to compile each.
+# CI runs the cases that share the least code. Interpret mode takes seconds to compile each.
 SLOW = {"bfloat16", "dilation2_stride2", "absolute_depth3", "negative_scale"}
 
 
@@ -82,7 +82,7 @@ def test_results(shape, dtype):
 
 
 class TestExtremes:
-    """Inputs that the forward pass must do again with a maximum, all in one compiled program."""
+    """Inputs for which the forward pass needs its exact pass; one compiled program runs them all."""
 
     shape = Shape("extreme", 4, 5, 4, Spec((3, 3), 4))
     kernels = staticmethod(jitted(shape))
@@ -102,7 +102,7 @@ class TestExtremes:
 
     def test_far_queries(self):
         query, key, value, prior = self.inputs()
-        # The last bit of a logit of 1e6 is worth 6 %, so keep the numbers on a coarse grid.
+        # The last bit of a logit of 1e6 is worth 6 %, so all numbers are on a coarse grid.
         self.check(np.round(query * 300), np.round(key * 300), value, prior * 0)
 
     def test_all_logits_equal_and_low(self):
