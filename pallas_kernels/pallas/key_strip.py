@@ -146,12 +146,8 @@ class KeyStrip:
     def _output_row(self, number: Scalar) -> tuple[Vector, Scalar, Vector]:
         """(last output pixel, window row, whether there is such an output row)."""
         problem, spec, (image, y, x0, *_) = self.problem, self.problem.spec, self.origin
-        (kh, _), (pad_y, _), s, (ho, wo) = (
-            spec.kernel_size,
-            spec.padding,
-            spec.stride,
-            problem.out_size,
-        )
+        kh, pad_y, s = spec.kernel_size[0], spec.padding[0], spec.stride
+        ho, wo = problem.out_size
         row: Scalar
         if s == 1:
             offset = number * spec.dilation

@@ -82,7 +82,7 @@ def test_results(shape, dtype):
 
 
 class TestExtremes:
-    """Inputs for which the forward pass needs its exact pass; one compiled program runs them all."""
+    """Inputs that need the exact pass of the forward kernel, all in one compiled program."""
 
     shape = Shape("extreme", 4, 5, 4, Spec((3, 3), 4))
     kernels = staticmethod(jitted(shape))
