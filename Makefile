@@ -62,7 +62,7 @@ emulate: $(CUDA)/.installed
 
 # Everything but this trains and evaluates without TensorFlow.
 test-prepare: $(VENV)-prepare/.installed
-	$(VENV)-prepare/bin/python -m pytest tests/experiments/test_prepare_imagenet.py
+	$(VENV)-prepare/bin/python -m pytest tests/experiments/prepare tests/experiments/test_prepare_imagenet.py
 	$(VENV)-prepare/bin/python -m pytest -m slow -k built tests/experiments/test_imagenet_end_to_end.py
 
 $(VENV)-prepare/.installed: requirements.lock pyproject.toml

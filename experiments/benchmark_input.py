@@ -1,242 +1,138 @@
-"""How many images a second the input pipeline delivers, and what they cost.
+"""Measures how many images a second the input pipeline delivers, and what they cost.
 
     python -m experiments.benchmark_input [--data=imagenet2012 --data_dir=DIR] [--rate=2500]
     python -m experiments.benchmark_input --memory [--batches=20000]
 
-Without --data it writes its own file: photographs of the mean size and weight of ImageNet's. The
-pipelines (see `input_pipelines`) run in processes of their own and in turn, a round of each at a
-time, and are charged for the CPU seconds of all their processes and threads, from idle with full
-buffers to idle with full buffers. Trust images per CPU second: images per second depend on who else
-is using the machine. torchvision and tf.data take part where they are installed.
+Without --data the command writes a file of its own, with photographs of the mean size and weight of
+ImageNet's. Each pipeline (see `bench/input_pipelines.py`) runs in a process of its own. They take
+turns, one round each. A round lasts from idle with full buffers to idle with full buffers, and the
+CPU seconds of all processes and threads of the pipeline count. Images per second depend on what
+else the machine does, so trust images per CPU second. torchvision and tf.data take part where they
+are installed.
 
---memory runs this package's pipeline alone and prints the memory of all its processes.
+--memory runs this package's pipeline alone, and prints the memory of all its processes.
 """
 
-import argparse
-import contextlib
 import json
-import math
-import multiprocessing
 import os
 import pathlib
-import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Sequence
 from typing import Any
 
-from experiments.bench import input_pipelines
-from lrnet_jax.data import DamagedDatasetError, MissingDatasetError, open_dataset
-from lrnet_jax.data.imagenet import PreparedDataset
+from absl import flags
+
+from experiments.bench import input_pipelines, process_use
+from experiments.bench.input_files import open_split
+from experiments.bench.input_rates import measure_rates, memory_curve, rate_table
+from experiments.cli import command_line
+from experiments.config import ConfigError
 from lrnet_jax.data.prepared import Split
 
-PROC = pathlib.Path("/proc")
-IDLE_SECONDS = 0.3
-IDLE_CPU_SECONDS = 0.03  # within them: looking takes time too, and threads wake up now and then
-PATIENCE = 120.0
-POINTS = 20  # of the memory curve
+ROUND_BATCHES, MEMORY_BATCHES = 20, 20_000
 
 
-def processes() -> list[pathlib.Path]:
-    """Folders in /proc of the process that asks and of its descendants."""
-    children: dict[int, list[int]] = {}
-    for folder in PROC.glob("[0-9]*"):
-        fields = _stat(folder)
-        if fields:
-            children.setdefault(int(fields[1]), []).append(int(folder.name))
-    found, queue = [], [os.getpid()]
-    while queue:
-        pid = queue.pop()
-        found.append(PROC / str(pid))
-        queue += children.get(pid, [])
-    return found
+def define_flags(flag_values: flags.FlagValues) -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string(
+        "data", None, "A prepared data set; photographs of this package by default.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "data_dir", None, "Folder of the prepared data sets.", flag_values=flag_values
+    )
+    flags.DEFINE_list(
+        "pipelines", None, "Pipelines to run; all that are installed by default.",
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "workers", os.cpu_count() or 1, "Workers of each pipeline.",
+        lower_bound=0, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer(
+        "batch_size", 64, "Images of a batch.", lower_bound=1, flag_values=flag_values
+    )
+    flags.DEFINE_integer(
+        "batches", None,
+        f"Batches of a round ({ROUND_BATCHES} by default) or of --memory ({MEMORY_BATCHES}).",
+        lower_bound=1, flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_integer("rounds", 5, "Number of rounds.", lower_bound=1, flag_values=flag_values)
+    flags.DEFINE_list(
+        "rate", "2500", "Images per second that the input must reach.", flag_values=flag_values
+    )
+    flags.DEFINE_boolean("memory", False, "Print the memory curve.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "json", None, "Also write the figures to this file.", flag_values=flag_values
+    )
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process and its descendants, ended ones included."""
-    ticks = sum(sum(map(int, fields[11:15])) for fields in map(_stat, processes()) if fields)
-    return ticks / os.sysconf("SC_CLK_TCK")
+def main(options: flags.FlagValues) -> None:
+    """Prints the rates of the pipelines, or the memory of this package's pipeline.
 
-
-def memory() -> int:
-    """Bytes of memory of this process and its descendants, shared pages counted once."""
-    total = 0
-    for folder in processes():
-        try:
-            lines = (folder / "smaps_rollup").read_text().splitlines()
-        except OSError:  # ended meanwhile
-            continue
-        total += 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total
-
-
-def _stat(folder: pathlib.Path) -> list[str]:
-    """Fields of /proc/PID/stat from the third on (state); none of a process that has ended."""
-    try:
-        return (folder / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def settle() -> tuple[float, float]:
-    """Waits until nothing computes; (when that began, CPU seconds until then)."""
-    start = time.monotonic()
-    while time.monotonic() - start < PATIENCE:
-        since, spent = time.monotonic(), cpu_seconds()
-        time.sleep(IDLE_SECONDS)
-        if cpu_seconds() - spent < IDLE_CPU_SECONDS:
-            return since, spent
-    raise TimeoutError(f"a pipeline still computes {PATIENCE:.0f} s after its last batch was taken")
-
-
-def serve(connection: Connection, name: str, split: Split, batch_size: int, workers: int) -> None:
-    """One pipeline in a process of its own: takes a number of batches, answers (seconds, CPU)."""
-    batches = input_pipelines.PIPELINES[name](split, batch_size, workers)
-    for _ in range(2 * workers + 2):
-        next(batches)
-    settle()
-    connection.send(name)
-    # The pipe's end means that the other side is done, or has failed.
-    with contextlib.closing(batches), contextlib.suppress(EOFError):
-        while True:
-            count = connection.recv()
-            start, before = time.monotonic(), cpu_seconds()
-            for _ in range(count):
-                next(batches)
-            end, after = settle()
-            connection.send((end - start, after - before))
-
-
-def compare(
-    split: Split, names: Sequence[str], *, batch_size: int, workers: int, batches: int, rounds: int
-) -> list[dict[str, Any]]:
-    """Measures pipelines in turn; a record for each, images per (CPU) second of every round."""
-    spawn = multiprocessing.get_context("spawn")
-    connections: dict[str, Connection] = {}
-    measured: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    with contextlib.ExitStack() as closing:
-        for name in names:
-            ours, theirs = spawn.Pipe()
-            # Not daemonic: such processes may have no workers. Closing the pipe ends them.
-            process = spawn.Process(target=serve, args=(theirs, name, split, batch_size, workers))
-            process.start()
-            theirs.close()
-            connections[name] = closing.enter_context(ours)
-            _receive(ours, name)  # one after the other: none starts up while another is measured
-        for _ in range(rounds):
-            for name, connection in connections.items():
-                connection.send(batches)
-                measured[name].append(_receive(connection, name))
-    images = batches * batch_size
-    return [
-        {
-            "pipeline": name,
-            "per_second": [images / wall for wall, _ in pairs],
-            "per_cpu_second": [images / cpu for _, cpu in pairs],
-        }
-        for name, pairs in measured.items()
-    ]
-
-
-def _receive(connection: Connection, name: str) -> Any:
-    try:
-        return connection.recv()
-    except EOFError:
-        raise RuntimeError(f"{name} ended early; its own message stands above") from None
-
-
-def table(results: Sequence[dict[str, Any]], rates: Sequence[int]) -> str:
-    """The results in Markdown: medians, least and most, and the cores that feed each rate."""
-    head = ["pipeline", "images / CPU second", "images / second"]
-    head += [f"cores for {rate} / s" for rate in rates]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for result in results:
-        cpu, wall = result["per_cpu_second"], result["per_second"]
-        median = statistics.median(cpu)
-        cells = [result["pipeline"], f"{median:.0f} ({min(cpu):.0f} to {max(cpu):.0f})"]
-        cells += [f"{statistics.median(wall):.0f}"]
-        cells += [str(math.ceil(rate / median)) for rate in rates]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def memory_curve(
-    split: Split, *, batch_size: int, workers: int, batches: int
-) -> Iterator[tuple[int, int]]:
-    """(batches so far, bytes) at 20 points, the first after a twentieth."""
-    every = max(1, batches // POINTS)
-    stream = input_pipelines.lrnet_jax(split, batch_size, workers)
-    for number in range(1, batches + 1):
-        next(stream)
-        if number % every == 0:
-            yield number, memory()
-
-
-def open_split(data: str | None, data_dir: str | None, folder: str) -> Split:
-    """The training split to read: of a prepared data set, or of our own making."""
-    if data is None:
-        return input_pipelines.photographs(pathlib.Path(folder))
-    dataset = open_dataset(data, data_dir=data_dir)
-    if not isinstance(dataset, PreparedDataset):
-        raise ValueError(f"--data={data} is held in memory: nothing to measure")
-    return dataset.train
-
-
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", help="a prepared data set (default: its own photographs)")
-    parser.add_argument("--data_dir", help="where it lies")
-    parser.add_argument("--pipelines", help="with commas (default: all that are installed)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--batches", type=int, help="of a round (20), or of --memory (20000)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--rate", default="2500", help="images per second to feed, with commas")
-    parser.add_argument("--memory", action="store_true", help="the memory curve instead")
-    parser.add_argument("--json", help="also write the figures to this file")
-    args = parser.parse_args()
-    if not PROC.exists():
-        parser.error("needs /proc, which this system has not")
-    unknown = set((args.pipelines or "").split(",")) - {"", *input_pipelines.PIPELINES}
-    if unknown:
-        parser.error(
-            f"--pipelines has {', '.join(sorted(unknown))}, which is none of "
-            f"{', '.join(input_pipelines.PIPELINES)}"
-        )
-    for option, least in (("workers", 0), ("batch_size", 1), ("rounds", 1), ("batches", 1)):
-        number = getattr(args, option)
-        if number is not None and number < least:
-            parser.error(f"--{option} must be at least {least}, got {number}")
-
+    Raises:
+      ConfigError: a flag has a bad value, or this system has no /proc.
+    """
+    if not process_use.PROC.exists():
+        raise ConfigError("this command needs /proc, which this system does not have")
+    names = chosen_pipelines(options.pipelines)
+    rates = chosen_rates(options.rate)
+    sizes = {"batch_size": options.batch_size, "workers": options.workers}
+    figures: dict[str, Any] = {**sizes, "data": options.data or "photographs"}
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            split = open_split(args.data, args.data_dir, folder)
-        except (ValueError, MissingDatasetError, DamagedDatasetError) as error:
-            parser.error(str(error))
-        sizes = {"batch_size": args.batch_size, "workers": args.workers}
-        record: dict[str, Any] = sizes | {"data": args.data or "photographs"}
-        if args.memory:
-            record["memory"] = []
-            batches = args.batches or 20_000
-            for number, used in memory_curve(split, batches=batches, **sizes):
-                record["memory"].append((number, used))
-                print(f"{number:8d} batches  {used / 2**20:7.1f} MB", flush=True)
+        split = open_split(options.data, options.data_dir, pathlib.Path(folder))
+        if options.memory:
+            figures["memory"] = []
+            for point in memory_curve(split, batches=options.batches or MEMORY_BATCHES, **sizes):
+                figures["memory"].append(point)
+                print(f"{point.batches:8d} batches  {point.bytes / 2**20:7.1f} MB", flush=True)
         else:
-            chosen = args.pipelines.split(",") if args.pipelines else input_pipelines.PIPELINES
-            reasons = {name: input_pipelines.left_out(name, split) for name in chosen}
-            for name, reason in reasons.items():
-                if reason:
-                    print(f"left out: {name}, {reason}", file=sys.stderr)
-            names = [name for name, reason in reasons.items() if not reason]
-            batches = args.batches or 20
-            record["results"] = compare(split, names, batches=batches, rounds=args.rounds, **sizes)
-            print(table(record["results"], [int(rate) for rate in args.rate.split(",")]))
-    if args.json:
-        pathlib.Path(args.json).write_text(json.dumps(record, indent=2) + "\n")
+            results = measure_rates(
+                split, runnable(names, split), rounds=options.rounds,
+                batches=options.batches or ROUND_BATCHES, **sizes,
+            )  # fmt: skip
+            figures["results"] = [result._asdict() for result in results]
+            print(rate_table(results, rates).markdown())
+    if options.json:
+        pathlib.Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def chosen_pipelines(names: Sequence[str] | None) -> Sequence[str]:
+    """The pipelines that --pipelines names, by default all.
+
+    Raises:
+      ConfigError: one does not exist.
+    """
+    known = input_pipelines.PIPELINES
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ConfigError(
+            f"--pipelines has {', '.join(unknown)}, which is none of {', '.join(known)}"
+        )
+    return names or list(known)
+
+
+def chosen_rates(texts: Sequence[str]) -> list[int]:
+    """The numbers of --rate.
+
+    Raises:
+      ConfigError: one is not a whole number from 1 on.
+    """
+    for text in texts:
+        if not text.isdecimal() or not int(text):
+            raise ConfigError(f"--rate must be whole numbers such as 2500,5000; got {text!r}")
+    return list(map(int, texts))
+
+
+def runnable(names: Sequence[str], split: Split) -> list[str]:
+    """The pipelines that can run here; prints why others are left out."""
+    reasons = {name: input_pipelines.left_out(name, split) for name in names}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"left out: {name}, {reason}", file=sys.stderr)
+    return [name for name, reason in reasons.items() if not reason]
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run(main, define_flags)

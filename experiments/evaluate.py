@@ -12,7 +12,6 @@ may be given several times. Of a finished run the numbers are kept in its workdi
 `experiments.tables`.
 """
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -109,16 +108,12 @@ def evaluate_checkpoint(
     for message in metadata["damaged"]:
         print(f"{message}; step {metadata['step']} is evaluated", file=sys.stderr)
     config = configs.from_dict(metadata["config"])
-    if data_dir is not None:
-        config = dataclasses.replace(
-            config, data=dataclasses.replace(config.data, data_dir=data_dir)
-        )
     batch_size = batch_size or config.train.eval_batch_size
     if batch_size % jax.device_count():
         raise ConfigError(
             f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
         )
-    dataset = open_data(config)
+    dataset = open_data(config, data_dir)
     functional, params, batch_stats = split(model)
     normalize = make_normalize(config, dataset)
     step = parallel(steps.eval_step(functional, normalize))

@@ -1,43 +1,53 @@
 """The input pipelines that `benchmark_input` compares, over the same files.
 
-Each makes endless batches of training images as uint8: a random-resized crop to 224 x 224 and a
-flip (ours leaves the flip to the device). The others are written as their users write them.
+Each yields batches of training images without end: uint8, a random-resized crop to 224 x 224 and a
+flip. The pipeline of this package leaves the flip to the device. The others are written as their
+users write them.
 """
 
-import importlib.resources
 import importlib.util
 import io
-import pathlib
 from collections.abc import Callable, Generator
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from lrnet_jax.data import decode, records
+from lrnet_jax.data import decode
 from lrnet_jax.data.imagenet import PreparedDataset
 from lrnet_jax.data.prepared import Split
 
 SIZE = 224
-PHOTOGRAPHS = 4
-Pipeline = Callable[
-    [Split, int, int], Generator[Any, None, None]
-]  # split, batch_size, workers -> batches
+# (split, batch_size, workers) -> batches
+Pipeline = Callable[[Split, int, int], Generator[Any, None, None]]
 
 
 def lrnet_jax(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
-    """As `experiments.train` reads."""
-    yield from dataset(split, workers).train_batches(batch_size, seed=0)
+    """Reads as `experiments.train` does."""
+    yield from _dataset(split, workers).train_batches(batch_size, seed=0)
+
+
+def _dataset(split: Split, workers: int) -> PreparedDataset:
+    """A split as a data set."""
+    return PreparedDataset(
+        name="benchmark",
+        train=split,
+        evaluation=split,
+        class_names=None,
+        image_size=SIZE,
+        num_workers=workers,
+        tolerate_bad_images=0,
+    )
 
 
 def grain_pillow(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
-    """Grain and Pillow without further thought."""
+    """Grain and Pillow in their plainest form."""
     import grain
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # grain reads a flag
     images = grain.MapDataset.range(len(split.records)).shuffle(seed=0).repeat()
-    # By default each worker would read 500 batches ahead: it would never come to rest.
+    # By default each worker reads 500 batches ahead and would not become idle.
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     batches: grain.IterDataset = images.map(_Crop(split)).batch(batch_size).to_iter_dataset(ahead)
     iterator = iter(batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers)))
@@ -64,7 +74,7 @@ class _Crop:
 
 
 def torchvision(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
-    """The transforms of torchvision on Pillow images, in PyTorch's DataLoader."""
+    """Torchvision's transforms on Pillow images in PyTorch's DataLoader."""
     import torch
     from torchvision.transforms import InterpolationMode, v2
 
@@ -93,12 +103,12 @@ def torchvision(split: Split, batch_size: int, workers: int) -> Generator[Any, N
 
 
 def tf_data(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
-    """tf.data decoding only the crop; its usual resampling, which does not widen the filter."""
+    """tf.data, which decodes only the crop; its usual resampling does not widen the filter."""
     yield from _tf_data(split, batch_size, workers, antialias=False)
 
 
 def tf_data_antialias(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
-    """The same with the resampling that all the others do."""
+    """tf.data with the resampling of all other pipelines."""
     yield from _tf_data(split, batch_size, workers, antialias=True)
 
 
@@ -158,48 +168,3 @@ def left_out(name: str, split: Split) -> str | None:
     if needs == "tensorflow" and not all("tfrecord" in path for path in split.records.paths):
         return "TensorFlow reads TFRecord files only"
     return None
-
-
-def dataset(split: Split, workers: int) -> PreparedDataset:
-    """A split as a data set for training and evaluation."""
-    return PreparedDataset(
-        name="benchmark",
-        train=split,
-        evaluation=split,
-        class_names=None,
-        image_size=SIZE,
-        num_workers=workers,
-        tolerate_bad_images=0,
-    )
-
-
-def photographs(folder: pathlib.Path, copies: int = 64) -> Split:
-    """Writes a TFRecord file of the four photographs beside this module, some times over.
-
-    They have the mean size (477 x 403) and weight (94 KB) of ImageNet's JPEGs.
-    """
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    files = importlib.resources.files("experiments").joinpath("photographs")
-    encoded = [
-        file.read_bytes()
-        for file in sorted(files.iterdir(), key=lambda file: file.name)
-        if file.name.endswith(".jpg")
-    ]
-    if len(encoded) != PHOTOGRAPHS:
-        raise FileNotFoundError(f"{files} must hold {PHOTOGRAPHS} photographs; install anew")
-    path = folder / "photographs.tfrecord"
-    with path.open("wb") as file:
-        for number in range(copies * len(encoded)):
-            label = number % len(encoded)
-            example = tf_example_pb2.Example()
-            example.features.feature["image"].bytes_list.value.append(encoded[label])
-            example.features.feature["label"].int64_list.value.append(label)
-            file.write(records.tfrecord(example.SerializeToString()))
-    return Split(
-        name="photographs",
-        records=records.open_records([str(path)], [copies * len(encoded)], "tfrecord"),
-        image_key="image",
-        label_key="label",
-        num_classes=len(encoded),
-    )

@@ -1,6 +1,6 @@
-"""Named configurations, one module a family; each is the lab note of its experiment.
+"""Named configurations; each module holds one family and is the lab note of its experiments.
 
-`RECIPES` maps a name to its configuration. A recipe is found under the name that stands in it.
+`RECIPES` maps the name of each recipe (`Config.recipe`) to its configuration.
 """
 
 from experiments.config import Config

@@ -1,22 +1,23 @@
-"""ImageNet: the paper's recipe (section 4.1) for every network of its Table 8 and 7; a modern one.
+"""ImageNet: the paper's training of every network of its Tables 7 and 8, and a modern one.
 
     python -m experiments.train --config=lrnet50 --workdir=runs/lrnet50
 
-SGD with momentum 0.9, weight decay 1e-4, batch 1024 (64 images a GPU), rate 0.4 after 5 epochs of
-linear warm-up, x0.1 at epochs 30, 60 and 90 of 110; random-resized crop of 224 and flip; evaluated
-on the centre crop of 224 out of 256. BatchNorm statistics are taken over 64 images, as on the
-paper's GPUs, whatever the number of devices here.
+The paper's training (section 4.1) is SGD with momentum 0.9, weight decay 1e-4 and batches of 1024
+images, 64 on each GPU. The learning rate rises linearly to 0.4 over 5 epochs and is multiplied by
+0.1 at epochs 30, 60 and 90 of 110. Training images are random-resized crops of 224, half of them
+flipped. Evaluation takes the centre crop of 224 out of 256. BatchNorm statistics are taken over 64
+images, as on the paper's GPUs, whatever the number of devices.
 
     python -m experiments.train --config=lrnet50_modern --workdir=runs/lrnet50_modern
 
-NAME_modern of LR-Net-26 and 50 and their ResNets: what became usual since, 300 epochs of a cosine,
-label smoothing 0.1, Mixup (0.2) and CutMix (1) in turn, weight decay 2e-5, evaluated with the
-average of the weights; of torchvision's second recipe for ResNet-50 all but random erasing,
-TrivialAugment, the smaller training crops and half of the epochs. Compare a network of this family
-with another of this family only.
+NAME_modern trains LR-Net-26, LR-Net-50 and their ResNets as has become usual since: 300 epochs with
+a cosine decay, label smoothing 0.1, Mixup (0.2) and CutMix (1) in turn, weight decay 2e-5, and
+evaluation with averaged weights. It follows torchvision's second recipe for ResNet-50, without
+random erasing, TrivialAugment and the smaller training crops, and with half of its epochs. Compare
+a network of this family only with another of this family.
 
 The paper's top-1: ResNet-18 70.1, LR-Net-18 74.6, ResNet-26 72.8, LR-Net-26 75.7, ResNet-50 76.3,
-LR-Net-50 77.3, ResNet-101 77.9, LR-Net-101 78.5. Neither family was run here yet.
+LR-Net-50 77.3, ResNet-101 77.9, LR-Net-101 78.5. Neither family has been run here yet.
 """
 
 from experiments.config import Config, Data, Optim, Train, recipe

@@ -1,19 +1,21 @@
-"""Tables 3 to 6 and 9 of the paper: a recipe for each row, and every table's numbers.
+"""Tables 3 to 6 and 9 of the paper: a recipe for each row, and the numbers of every table.
 
     python -m experiments.train --config=table3/lrnet26_k9 --workdir=runs/table3/lrnet26_k9
     python -m experiments.sweep --recipes='table3/*'
     python -m experiments.tables --runs=runs
 
-Networks are trained as in `imagenet.py`, which holds the recipes of Tables 7 and 8. Each ablation
-keeps the computation of its family by the width: 2.38 G multiply-adds for LR-Net-26, 2.34 G for
-ResNet-26 and ResNet-DW-26. Rows that are the same training (LR-Net-26 with 7 x 7 kernels stands in
-four tables) have a name each; a finished run counts for all of them.
+The networks are trained as in `imagenet.py`, which holds the recipes of Tables 7 and 8. The width
+of each ablation keeps the computation of its family: 2.38 G multiply-adds for LR-Net-26, 2.34 G for
+ResNet-26 and ResNet-DW-26. Some rows are the same training: LR-Net-26 with 7 x 7 kernels is a row
+of four tables. Each of them has a name of its own, and one finished run counts for all of them.
 
-Table 9 is trained on adversarial images only: targeted at a random wrong class, eps 16, 16 steps of
-1 from a random start, in levels of 255; crafted with the running statistics of BatchNorm. The paper
-gives eps and steps; the rest is its reference's, likely but not certain.
+The networks of Table 9 are trained on adversarial images only. Each attack targets a random wrong
+class within eps 16, in 16 steps of 1 from a random start, all in levels of 255. It uses the running
+statistics of BatchNorm. The paper gives eps and the number of steps. The other settings are those
+of the work that it cites, so they are likely but not certain.
 
-None of these was run here. `PAPER_SIZES` and the scores of rows are quoted from the paper.
+None of these recipes has been run here. `PAPER_SIZES` and the scores of the rows are quoted from
+the paper.
 """
 
 import dataclasses
@@ -24,17 +26,17 @@ from experiments.recipes.imagenet import MODEL
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class PaperRow:
     """A row of Tables 3 to 8.
 
     Attributes:
-      table: its number.
-      label: the system, as the paper calls it.
-      recipe: that trains it.
-      network: of the zoo.
-      fields: of the variant, that the row changes.
-      top1: percent, the paper's.
-      top5: likewise, None where the paper gives none.
+      table: number of the table.
+      label: name of the system in the paper.
+      recipe: name of the recipe that trains it.
+      network: name of the network in the zoo.
+      fields: fields of the variant that the row changes, with their values.
+      top1: the paper's accuracy in percent, as printed.
+      top5: likewise; None where the paper gives none.
     """
 
     table: int
@@ -48,16 +50,16 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class RobustRow:
-    """A row of Table 9: top-1 of an adversarially trained network, in percent, the paper's.
+    """A row of Table 9: the paper's top-1 of an adversarially trained network, in percent.
 
     Attributes:
-      label: the system.
-      recipe: of the adversarial training.
-      regular_recipe: of the same network's regular training.
-      clean: adversarially trained, without attack.
-      targeted: under the targeted attack.
-      untargeted: under the untargeted attack.
-      regular: regularly trained, without attack.
+      label: name of the system.
+      recipe: name of the recipe of adversarial training.
+      regular_recipe: name of the recipe that trains the same network without attack.
+      clean: top-1 after adversarial training, without attack.
+      targeted: top-1 after adversarial training, under the targeted attack.
+      untargeted: top-1 after adversarial training, under the untargeted attack.
+      regular: top-1 after regular training, without attack.
     """
 
     label: str
@@ -85,42 +87,43 @@ PAPER_SIZES = {
 }
 
 _KERNELS = (3, 5, 7, 9)
-# Widths of LR-Net-26 that keep its computation, by kernel size, and for the whole image.
+# Widths that keep the computation of LR-Net-26, one for each kernel size.
 _WIDTHS = (102, 101, 100, 98)
 _FULL = {"scope": "full", "width": 96}
-_PLAIN = {"width": 100}  # LR-Net-26 of the ablations, 7 x 7; Table 7 has it at 101
+# In the ablations LR-Net-26 with 7 x 7 kernels has width 100, in Table 7 it has 101.
+_PLAIN = {"width": 100}
 
 
 def _by_kernel(
     network: str, name: str, label: str, widths: tuple[int, ...], scores: str, **fields: Any
-) -> list[Row]:
-    """Rows of Table 3 for kernels 3, 5, 7, 9; scores as "top1/top5 top1/top5 ..."."""
+) -> list[PaperRow]:
+    """Rows of Table 3 for kernels 3, 5, 7 and 9; `scores` is "top1/top5 top1/top5 ..."."""
     rows = []
     for k, width, score in zip(_KERNELS, widths, scores.split(), strict=True):
         changed = {"kernel_size": k, "width": width, **fields}
         top1, top5 = score.split("/")
         label_k = f"{label}, {k}x{k}"
-        rows.append(Row(3, label_k, f"table3/{name}_k{k}", network, changed, top1, top5))
+        rows.append(PaperRow(3, label_k, f"table3/{name}_k{k}", network, changed, top1, top5))
     return rows
 
 
-def _full_image(name: str, label: str, score: str, **fields: Any) -> Row:
+def _full_image(name: str, label: str, score: str, **fields: Any) -> PaperRow:
     top1, top5 = score.split("/")
     changed = {**_FULL, **fields}
-    return Row(
+    return PaperRow(
         3, f"{label}, full image", f"table3/{name}_full", "lrnet26", changed, top1, top5
     )  # fmt: skip
 
 
-def _ablation(table: int, name: str, label: str, top1: str, **fields: Any) -> Row:
+def _ablation(table: int, name: str, label: str, top1: str, **fields: Any) -> PaperRow:
     changed = {**_PLAIN, **fields}
-    return Row(
+    return PaperRow(
         table, f"LR-Net-26, {label}", f"table{table}/lrnet26_{name}", "lrnet26", changed, top1
     )  # fmt: skip
 
 
-def _network(table: int, name: str, label: str, score: str) -> Row:
-    return Row(table, label, name, name, {}, *score.split("/"))
+def _network(table: int, name: str, label: str, score: str) -> PaperRow:
+    return PaperRow(table, label, name, name, {}, *score.split("/"))
 
 
 _TABLE3 = (
@@ -183,7 +186,7 @@ _TABLE8 = (
     _network(8, "lrnet101", "LR-Net-101", "78.5/94.3"),
 )
 
-ROWS: tuple[Row, ...] = (*_TABLE3, *_TABLE4, *_TABLE5, *_TABLE6, *_TABLE7, *_TABLE8)
+PAPER_ROWS: tuple[PaperRow, ...] = (*_TABLE3, *_TABLE4, *_TABLE5, *_TABLE6, *_TABLE7, *_TABLE8)
 
 ROBUST_ROWS: tuple[RobustRow, ...] = (
     RobustRow("ResNet-26", "table9/resnet26", "resnet26", "44.9", "37.9", "14.4", "72.8"),
@@ -194,7 +197,7 @@ ROBUST_ROWS: tuple[RobustRow, ...] = (
 CONFIGS: tuple[Config, ...] = (
     *(
         recipe(row.recipe, row.network, model={**MODEL, **row.fields})
-        for row in ROWS
+        for row in PAPER_ROWS
         if row.table < 7
     ),
     *(

@@ -3,18 +3,19 @@
     python -m experiments.sweep --recipes='study/*' --seeds=0,1,2 --runs=runs/study
     python -m experiments.study --runs=runs/study
 
-docs/study.md has the commands of the attacks as well, and the results.
+docs/study.md has the commands of the attacks and the results.
 
-Every row is trained on the embedded 10,000 images of 28 x 28 with the same settings, which were
-chosen for their time before any row was compared with another, and tested on the other 2,000. All
-networks are one skeleton: a 3x3 convolution of stride 2, a bottleneck block at 14 x 14 and one at
-7 x 7. The width keeps each at 2.0 M multiply-adds, as in the paper's Table 3.
+Every row is trained with the same settings on the embedded 10,000 images of 28 x 28, and tested on
+the other 2,000. The settings were chosen for their time before any row was compared with another.
+All networks have one skeleton: a 3x3 convolution of stride 2, a bottleneck block at 14 x 14 and one
+at 7 x 7. The width keeps each at 2.0 M multiply-adds, as in the paper's Table 3.
 
-`study/lrnet_flat` is a control: the prior network of `study/lrnet_k7` starts with a window of its
-own for each group, tables start flat, and this one is a prior network that starts flat as well.
+`study/lrnet_flat` is a control. The prior network of `study/lrnet_k7` starts with a different
+window for each group, while prior tables start flat. The prior network of `study/lrnet_flat` starts
+flat as well.
 
-The robust rows see adversarial images only, targeted at a random wrong class within eps 16, as the
-paper's; with 3 steps of 8 instead of 16 of 1, and fewer epochs, for their time.
+The robust rows are trained on adversarial images only, targeted at a random wrong class within
+eps 16, as the paper's. To save time they make 3 steps of 8 instead of 16 of 1, for fewer epochs.
 """
 
 import dataclasses
@@ -30,14 +31,14 @@ class StudyRow:
     """A system of the study.
 
     Attributes:
-      recipe: that trains it.
-      label: what it is.
-      network: of the zoo.
-      width: that gives it the others' multiply-adds.
-      fields: of the variant, that the row changes.
-      paper: top-1 on ImageNet of the paper's row of this kind, in percent; None where it has none.
-      source: where the paper has that.
-      robust: whether it is trained on adversarial images.
+      recipe: name of the recipe that trains it.
+      label: description of the system.
+      network: name of the network in the zoo.
+      width: width that gives it the multiply-adds of the others.
+      fields: fields of the variant that the row changes, with their values.
+      paper: the paper's top-1 on ImageNet of a row of this kind, in percent; None if it has none.
+      source: the row and table of the paper.
+      robust: whether the system is trained on adversarial images.
     """
 
     recipe: str
@@ -54,19 +55,20 @@ class StudyRow:
 class Claim:
     """What the paper says of two systems, written down before the study was run.
 
-    It is judged by the difference d of their mean accuracies over seeds against a threshold: the
-    two-sided 95 % quantile of Student's t times the standard error of d, from the standard
-    deviation of seeds pooled over all rows that were trained alike, but at least RESOLUTION.
+    A claim is judged by the difference d of the two mean accuracies over seeds, left minus right.
+    The threshold is the two-sided 95 % quantile of Student's t times the standard error of d, and
+    at least `RESOLUTION`. The standard error comes from the standard deviation over seeds, pooled
+    over all rows that were trained alike.
 
     Attributes:
       text: the claim.
-      left: a recipe.
-      right: another.
-      kind: "better": shows if d > threshold, does not show if d < -threshold, else it cannot be
-        told; "equal": shows if |d| <= threshold, else it does not; "no better": shows if
-        d <= threshold, else it does not.
-      paper: the paper's own difference on ImageNet, in points of top-1; None where it has none.
-      measure: "clean", or top-1 under that attack at eps 16.
+      left: name of the recipe that the claim is about.
+      right: name of the recipe that it is compared with.
+      kind: "better" shows if d > threshold, does not show if d < -threshold, and cannot be told in
+        between; "equal" shows if |d| <= threshold and otherwise does not; "no better" shows if
+        d <= threshold and otherwise does not.
+      paper: the paper's difference on ImageNet in points of top-1; None if it has none.
+      measure: "clean" for top-1 without attack, or the kind of attack at eps 16.
     """
 
     text: str
@@ -77,11 +79,11 @@ class Claim:
     measure: Literal["clean", "targeted", "untargeted"] = "clean"
 
 
-RESOLUTION = 0.7  # points: what 2,000 test images resolve
+RESOLUTION = 0.7  # points of top-1 that 2,000 test images resolve
 
 _LR, _CONV = "lrnet_small", "resnet_small"
 
-ROWS: tuple[StudyRow, ...] = (
+STUDY_ROWS: tuple[StudyRow, ...] = (
     StudyRow("study/lrnet_k7", "LR, 7x7", _LR, 22, {}, "75.7", "LR-Net-26, Table 3"),
     StudyRow(
         "study/lrnet_k3", "LR, 3x3", _LR, 26, {"kernel_size": 3}, "73.6", "LR-Net-26, Table 3"
@@ -185,4 +187,4 @@ def _config(row: StudyRow) -> Config:
     )  # fmt: skip
 
 
-CONFIGS: tuple[Config, ...] = tuple(map(_config, ROWS))
+CONFIGS: tuple[Config, ...] = tuple(map(_config, STUDY_ROWS))

@@ -58,17 +58,6 @@ class Plan:
     seed: int
     typed: tuple[str, ...]
 
-    def is_done(self, kept: Iterable[dict[str, Any]]) -> bool:
-        """Whether a workdir's numbers of its last step hold those of every budget."""
-        places = {tuple(record[name] for name in ("kind", "seed", *_BUDGET)) for record in kept}
-        return all(
-            (self.kind, self.seed, *dataclasses.astuple(budget)) in places
-            for budget in self.budgets
-        )  # fmt: skip
-
-
-_BUDGET = tuple(field.name for field in dataclasses.fields(Budget))
-
 
 def parallel_step(
     functional: Functional,

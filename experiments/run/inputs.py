@@ -15,8 +15,12 @@ from lrnet_jax.functional import Functional, Tree
 from lrnet_jax.training.attack import attack_network
 
 
-def open_data(config: Config) -> Dataset:
+def open_data(config: Config, data_dir: str | None = None) -> Dataset:
     """Opens the configured data set.
+
+    Args:
+      config: the configuration of the run.
+      data_dir: folder of the prepared data sets on this machine; None for the configured one.
 
     Raises:
       ConfigError: no such data set, or it cannot be had as asked for.
@@ -26,7 +30,7 @@ def open_data(config: Config) -> Dataset:
     try:
         return open_dataset(
             config.data.name,
-            data_dir=config.data.data_dir,
+            data_dir=data_dir or config.data.data_dir,
             image_size=config.data.image_size,
             num_workers=config.data.workers,
             tolerate_bad_images=config.data.tolerate_bad_images,

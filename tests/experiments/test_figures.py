@@ -1,81 +1,21 @@
-"""The figures: that they are drawn, from what, and what is said where they cannot be."""
+"""The command line of the figures."""
 
-import re
-
-import numpy as np
 import pytest
-from flax import nnx
 
-import lrnet_jax
 from experiments import figures
+from experiments.cli import command_line
 from experiments.config import ConfigError
-
-VARIANT = lrnet_jax.Variant(
-    depths=(1, 1), width=6, stage_channels=8, stem_channels=4, stem_kernel_size=3, kernel_size=3,
-    stem_channels_per_group=2, channels_per_group=2, prior_hidden=4, implementation="reference",
-)  # fmt: skip
-METADATA = {"mean": (120.0,) * 3, "std": (60.0,) * 3, "network": "lrnet26", "image_size": 16}
-
-
-def test_images_are_of_many_classes():
-    images = np.arange(7)[:, None, None, None] * np.ones((1, 2, 2, 3))
-    labels = np.array([3, 3, 1, 3, 1, 2, 0])
-    batch = {"image": images, "label": labels, "mask": np.arange(7) < 6}
-    chosen = figures.of_many_classes(batch, 4)
-    assert chosen[:, 0, 0, 0].tolist() == [0, 2, 5, 1]
-
-
-def test_vectors_are_drawn_as_their_lengths():
-    assert figures._scalars(np.array([[[3.0, 4.0]]])) == [[5]]
-    assert figures._scalars(np.array([[[-3.0]]])) == [[-3]]
-
-
-def test_figures_have_a_panel_for_each_map(tmp_path):
-    pytest.importorskip("matplotlib")
-    model = lrnet_jax.create_from_variant(VARIANT, 3, nnx.Rngs(0))
-    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-
-    priors = figures.draw_priors(model)
-    shown = [axis.images[0].get_array() for axis in priors.axes if len(axis.images) == 1]
-    assert len(shown) == 2 + 3 + 6  # groups of the stem and of two stages, none twice
-    np.testing.assert_allclose([weights.sum() for weights in shown], 1, rtol=1e-5)
-
-    maps = figures.draw_maps(model, images, METADATA)
-    panels = [axis for axis in maps.axes if len(axis.images) == 1]
-    assert len(panels) == 2 * (1 + 2 * 3)
-    titles = [axis.get_title() for axis in maps.axes[:7]]
-    assert titles == [
-        "image", "res1\nkey", "res1\nquery", "res2\nkey", "res2\nquery", "res3\nkey", "res3\nquery",
-    ]  # fmt: skip
-    key, query = (panel.images[0].get_clim() for panel in panels[1:3])
-    assert key == query
-    for name, figure in (("a.png", priors), ("b.png", maps)):
-        figure.savefig(tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 5000
-
-
-def test_a_network_without_priors_has_no_figure_4():
-    pytest.importorskip("matplotlib")
-    variant = lrnet_jax.Variant(depths=(1,), width=4, stage_channels=4, prior="none")
-    model = nnx.eval_shape(lambda: lrnet_jax.create_from_variant(variant, 3, nnx.Rngs(0)))
-    assert figures.draw_priors(model) is None
+from lrnet_jax.training.checkpoints import CheckpointError
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "required: --checkpoint"), (["--checkpoint=nowhere"], "nowhere|matplotlib")],
+    [
+        ([], "--run is missing"),
+        (["--run=nowhere"], "nowhere|matplotlib"),
+        (["--checkpoint=nowhere"], "nowhere|matplotlib"),
+    ],
 )
-def test_what_is_missing_is_named(arguments, message, capsys):
-    with pytest.raises(SystemExit):
-        figures.main(arguments)
-    assert re.search(f"error: .*({message})", capsys.readouterr().err)
-
-
-def test_files_are_read_and_named_when_they_cannot_be(tmp_path):
-    photograph = "experiments/bench/photographs/chelsea.jpg"
-    images = figures.read_images(METADATA, [photograph] * 2, 0, None)
-    assert images.shape == (2, 16, 16, 3)
-    (tmp_path / "text.jpg").write_text("no image")
-    for name in ("text.jpg", "none.jpg"):
-        with pytest.raises(ConfigError, match=f"{name} cannot be read"):
-            figures.read_images(METADATA, [str(tmp_path / name)], 0, None)
+def test_what_is_missing_is_named(arguments, message):
+    with pytest.raises((ConfigError, CheckpointError), match=message):
+        figures.main(command_line.parse(arguments, figures.define_flags))

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from experiments.evaluate import evaluate_checkpoint
-from experiments.prepare_imagenet import Counts, prepare
+from experiments.prepare.imagenet_builder import prepare
+from experiments.prepare.imagenet_tars import Counts
 from lrnet_jax.training.checkpoints import FOLDER
 from lrnet_jax.training.reporting import METRICS
 from tests.lrnet_jax.data import miniature

@@ -1,7 +1,5 @@
-"""Sweeps: what they start, skip, continue and say."""
+"""Sweeps: what they start, skip, resume and print."""
 
-import dataclasses
-import json
 import pathlib
 import signal
 import subprocess
@@ -10,55 +8,49 @@ import time
 
 import pytest
 
-from experiments import config as configs
 from experiments import sweep as module
 from experiments.cli import command_line
 from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run import attacks
-from experiments.run.attacks import Budget, Plan
-from experiments.run.results import FILE as RESULT
-from experiments.sweep import Child, matching, sweep
+from experiments.run.child import Child
+from tests.experiments.finished_run import STEP, finish, under_attack
 
 
-def test_patterns_name_recipes():
-    assert len(matching(["table3/*"])) == 23
-    assert matching(["table8/*", "lrnet50"])[:2] == ["resnet18", "lrnet18"]
-    assert matching(["quickstart", "quick*"]) == ["quickstart", "quickstart_conv"]
-    with pytest.raises(ConfigError, match="none is named 'table10/"):
-        matching(["table3/*", "table10/*"])
+def sweep(root, recipes, *arguments):
+    """Runs the command; returns its exit code."""
+    arguments = [f"--recipes={recipes}", f"--runs={root}", *arguments]
+    return module.main(command_line.parse(arguments, module.define_flags))
 
 
 @pytest.fixture
 def started(monkeypatch):
-    """Commands of runs, which finish at once; one of them fails."""
+    """The commands that a sweep starts. All finish at once, and one fails."""
     commands = []
 
     def run(self, command):
         options = dict(word.removeprefix("--").split("=", 1) for word in command[3:])
-        commands.append(options)
+        # Of a flag that is repeated, `options` has the last value.
+        epsilons = [float(word.split("=")[1]) for word in command if word.startswith("--epsilon")]
         options["module"] = command[2]
+        commands.append(options)
         if command[2] == "experiments.evaluate":
             attacked = [
-                {"epsilon": e, "step_size": s, "steps": n, "seed": 0, "top1": 1.0}
-                for e in (0.0, 8.0)
-                for s, n in ((1.0, 20), (2.0, 10))
+                under_attack(1.0, epsilon, step_size, steps)
+                for epsilon in epsilons
+                for step_size, steps in ((1.0, 20), (2.0, 10))
             ]
-            result = {"step": 1, "attacked": attacked}
+            result = {"step": STEP, "attacked": attacked}
             attacks.keep(pathlib.Path(options["run"]), options["attack"], result)
             return 0
-        name, workdir = options.pop("config"), pathlib.Path(options["workdir"])
-        if name == "table4/lrnet26_d8":
+        if options["config"] == "table4/lrnet26_d8":
             return 2
-        config = RECIPES[name]
+        config = RECIPES[options["config"]]
         for path, text in options.items():
             if path.startswith("config."):
                 config = override(config, path.removeprefix("config."), text)
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / configs.FILE).write_text(json.dumps(configs.to_dict(config)))
-        result = {"step": 1, "top1": 12.5, "top5": 50.0, "loss": 2.0, "count": 8}
-        (workdir / RESULT).write_text(json.dumps(result))
+        finish(pathlib.Path(options["workdir"]), config, 12.5)
         return 0
 
     monkeypatch.setattr(Child, "run", run)
@@ -66,79 +58,78 @@ def started(monkeypatch):
 
 
 def test_a_sweep_runs_what_is_missing_and_ends_with_the_table(tmp_path, capsys, started):
-    names = matching(["table3/lrnet26_k7", "table4/*"])
-    assert sweep(names, tmp_path) == ["table4/lrnet26_d8"]
+    recipes = "table3/lrnet26_k7,table4/*"
+    assert sweep(tmp_path, recipes) == 1
     # table4/lrnet26_d1 is the training of table3/lrnet26_k7.
     assert [pathlib.Path(c["workdir"]).name for c in started] == [
         "lrnet26_k7", "lrnet26_d2", "lrnet26_d4", "lrnet26_d8", "lrnet26_d16",
     ]  # fmt: skip
-    said = capsys.readouterr()
-    assert f"[2/6] table4/lrnet26_d1: finished in {tmp_path / 'table3/lrnet26_k7'}" in said.out
-    assert "| table4/lrnet26_d8 | not run |" in said.out
-    assert "## Table 4" in said.out
-    assert "| 75.7 | 12.5 |" in said.out
-    assert said.err == "failed: table4/lrnet26_d8\n"
+    printed = capsys.readouterr()
+    assert f"[2/6] table4/lrnet26_d1: finished in {tmp_path / 'table3/lrnet26_k7'}" in printed.out
+    assert "table4/lrnet26_d8: failed with exit code 2" in printed.out
+    assert "| table4/lrnet26_d8 | not run |" in printed.out
+    assert "## Table 4" in printed.out
+    assert "| 75.7 | 12.5 |" in printed.out
+    assert printed.err == "failed: table4/lrnet26_d8\n"
 
     started.clear()
-    sweep(names, tmp_path)
+    sweep(tmp_path, recipes)
     assert [pathlib.Path(c["workdir"]).name for c in started] == ["lrnet26_d8"]
 
 
 def test_changes_are_for_all_and_checked_first(tmp_path, capsys, started):
-    sweep(["quickstart", "quickstart_conv"], tmp_path, [("train.epochs", "3")])
+    assert sweep(tmp_path, "quickstart,quickstart_conv", "--config.train.epochs=3") == 0
     assert [c["config.train.epochs"] for c in started] == ["3", "3"]
-    assert "| quickstart_conv | 12.50 | 50.00 | 2.0000 |" in capsys.readouterr().out
+    assert "| quickstart_conv | 12.50 | 99.96 | 0.5000 |" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="kernel_size must be odd"):
-        sweep(["quickstart"], tmp_path / "other", [("model.kernel_size", "4")])
+        sweep(tmp_path / "other", "quickstart", "--config.model.kernel_size=4")
     assert len(started) == 2
 
 
 def test_every_seed_is_a_run_and_whole_seeds_come_first(tmp_path, capsys, started):
     names = ["quickstart", "quickstart_conv"]
-    sweep(names, tmp_path, seeds=[0, 3])
+    sweep(tmp_path, ",".join(names), "--seeds=0,3")
     expected = [str(tmp_path / seed / name) for seed in ("seed0", "seed3") for name in names]
     assert [c["workdir"] for c in started] == expected
     assert [c["config.seed"] for c in started] == ["0", "0", "3", "3"]
     assert "| quickstart_conv, seed 3 | 12.50 |" in capsys.readouterr().out
 
     started.clear()
-    sweep(names, tmp_path, seeds=[3, 0, 4])
+    sweep(tmp_path, ",".join(names), "--seeds=3,0,4")
     assert [c["workdir"] for c in started] == [str(tmp_path / "seed4" / name) for name in names]
     started.clear()
-    sweep(["quickstart"], tmp_path)  # its own seed is 0
+    sweep(tmp_path, "quickstart")  # its own seed is 0
     assert not started
-    with pytest.raises(ConfigError, match="both set the seed"):
-        sweep(names, tmp_path, [("seed", "1")], seeds=[2])
-    assert module.whole_numbers(["2", "0", "2"]) == [2, 0]
-    with pytest.raises(ConfigError, match=r"--seeds must be whole numbers .* got '-1'"):
-        module.whole_numbers(["0", "-1"])
 
 
 def test_finished_runs_are_attacked_once(tmp_path, started):
-    budgets = tuple(Budget(e, s, n) for e in (0.0, 8.0) for s, n in ((1.0, 20), (2.0, 10)))
-    plan = Plan("untargeted", budgets, 0, ("--attack=untargeted", "--epsilon=0", "--epsilon=8"))
-    sweep(["quickstart"], tmp_path, seeds=[0, 1], attack=plan)
+    attack = ("--attack=untargeted", "--epsilon=0", "--epsilon=8")
+    sweep(tmp_path, "quickstart", "--seeds=0,1", *attack)
     assert [c["module"].removeprefix("experiments.") for c in started] == [
         "train", "evaluate", "train", "evaluate",
     ]  # fmt: skip
     assert started[1]["run"] == str(tmp_path / "seed0/quickstart")
     started.clear()
-    sweep(["quickstart"], tmp_path, seeds=[0, 1], attack=plan)
+    sweep(tmp_path, "quickstart", "--seeds=0,1", *attack)
     assert not started
-    more = dataclasses.replace(plan, budgets=(*budgets, Budget(16.0, 1.0, 20)))
-    sweep(["quickstart"], tmp_path, seeds=[1], attack=more)
+    sweep(tmp_path, "quickstart", "--seeds=1", *attack, "--epsilon=16")
     assert [c["run"] for c in started] == [str(tmp_path / "seed1/quickstart")]
 
 
 def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
-    """A sweep of two runs, each a sleep: SIGTERM ends the first and nothing starts after it."""
-    program = (
-        "import sys; from experiments import sweep; run = sweep.Child.run; "
-        "sweep.Child.run = lambda self, c: run(self, [sys.executable, '-c', "
-        "\"import time; print('up', flush=True); time.sleep(60)\"]); "
-        "import pathlib; "
-        f"sweep.sweep(['quickstart', 'quickstart_conv'], pathlib.Path({str(tmp_path)!r}))"
-    )
+    """A sweep of two runs, each a sleep: SIGTERM ends the first and the second is not started."""
+    program = f"""
+import sys
+from experiments import sweep
+from experiments.cli import command_line
+from experiments.run.child import Child
+
+run = Child.run
+sleep = "import time; print('up', flush=True); time.sleep(60)"
+Child.run = lambda self, command: run(self, [sys.executable, "-c", sleep])
+arguments = ["--recipes=quickstart,quickstart_conv", "--runs={tmp_path}"]
+sys.exit(sweep.main(command_line.parse(arguments, sweep.define_flags)))
+"""
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=pathlib.Path.cwd()
     )
@@ -146,9 +137,9 @@ def test_a_signal_goes_to_the_run_and_ends_the_sweep(tmp_path):
     while process.stdout.readline() != "up\n":
         assert time.monotonic() - began < 60
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=30)
-    assert "stopped; the same command goes on" in said
-    assert "[2/2]" not in said
+    printed, _ = process.communicate(timeout=30)
+    assert "stopped; rerun the same command to resume" in printed
+    assert "[2/2]" not in printed
     assert process.returncode == 0
 
 
@@ -162,6 +153,6 @@ def test_the_seed_of_an_attack_is_not_taken_for_seeds_of_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_command_names_what_is_missing():
-    with pytest.raises(ConfigError, match="--recipes is missing; for example --recipes='table3"):
-        module.main(command_line.parse([], module.define_flags))
+def test_the_command_names_what_is_missing(tmp_path):
+    with pytest.raises(ConfigError, match="--recipes is missing"):
+        module.main(command_line.parse([f"--runs={tmp_path}"], module.define_flags))

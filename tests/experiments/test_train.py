@@ -14,8 +14,8 @@ import lrnet_jax
 from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint
-from experiments.export import MODULE, export, verify
 from experiments.recipes import RECIPES
+from experiments.run.artifact import MODULE, export, verify
 from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.data.augment import normalize

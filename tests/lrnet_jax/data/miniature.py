@@ -96,7 +96,8 @@ def unpack(folder):
 
 
 def main():
-    from experiments.prepare_imagenet import Counts, prepare
+    from experiments.prepare.imagenet_builder import prepare
+    from experiments.prepare.imagenet_tars import Counts
 
     counts = Counts(synsets=len(SYNSETS), train=TRAIN, validation=VALIDATION)
     with tempfile.TemporaryDirectory() as name:

@@ -17,14 +17,16 @@ from lrnet_jax.training.devices import AXIS
 from lrnet_jax.training.optimizer import sgd
 from lrnet_jax.training.state import init_state
 
-ROWS = {(row.table, row.recipe): row for row in paper_tables.ROWS}
+ROWS = {(row.table, row.recipe): row for row in paper_tables.PAPER_ROWS}
 
 
 def test_every_row_is_a_recipe():
-    assert len(ROWS) == len(paper_tables.ROWS)
-    counts = {table: sum(row.table == table for row in paper_tables.ROWS) for table in range(3, 9)}
+    assert len(ROWS) == len(paper_tables.PAPER_ROWS)
+    counts = {
+        table: sum(row.table == table for row in paper_tables.PAPER_ROWS) for table in range(3, 9)
+    }
     assert counts == {3: 23, 4: 5, 5: 6, 6: 5, 7: 5, 8: 6}
-    for row in paper_tables.ROWS:
+    for row in paper_tables.PAPER_ROWS:
         config = RECIPES[row.recipe]
         variant = dataclasses.replace(lrnet_jax.get_variant(row.network), **row.fields)
         # Everything else is the paper's training, as for the networks of Table 8.
@@ -42,7 +44,7 @@ def test_rows_of_one_training_are_one_training():
     same = ["table3/lrnet26_k7", "table4/lrnet26_d1", "table5/lrnet26_m8", "table6/lrnet26_eqn3"]
     models = {RECIPES[name].model for name in [*same, "table6/lrnet26_softmax"]}
     assert len(models) == 1
-    assert {row.top1 for row in paper_tables.ROWS if row.recipe in same} == {"75.7"}
+    assert {row.top1 for row in paper_tables.PAPER_ROWS if row.recipe in same} == {"75.7"}
     assert RECIPES["table3/resnet26_k3"].model == RECIPES["resnet26"].model
 
 
@@ -55,7 +57,7 @@ def test_adversarial_training():
         assert (attack.targeted, attack.random_start, attack.mixed) == (True, True, False)
         assert dataclasses.replace(config, recipe=regular.recipe, attack=regular.attack) == regular
         assert regular.attack.steps == 0
-        (same,) = {r.top1 for r in paper_tables.ROWS if r.recipe == row.regular_recipe}
+        (same,) = {r.top1 for r in paper_tables.PAPER_ROWS if r.recipe == row.regular_recipe}
         assert row.regular == same
 
 

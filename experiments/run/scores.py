@@ -1,0 +1,88 @@
+"""The numbers that a finished run has on disk, as records."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
+
+from experiments.run.attacks import PAPER_BUDGETS, Budget
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """The last evaluation of a run, as `result.json` has it.
+
+    Attributes:
+      step: the step of the checkpoint that was evaluated.
+      top1: accuracy in percent.
+      top5: accuracy in percent.
+      loss: cross-entropy in nats.
+      count: number of images.
+    """
+
+    step: int
+    top1: float
+    top5: float
+    loss: float
+    count: int
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The record of a JSON object; keys of other versions are left out."""
+        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackedScores:
+    """An evaluation under one attack, as `attacks.json` has it.
+
+    Attributes:
+      kind: "targeted" or "untargeted".
+      step: the step of the checkpoint that was evaluated.
+      epsilon: how far a pixel may move, in levels of 255.
+      step_size: length of one step of the attack, in levels of 255.
+      steps: number of steps of the attack.
+      seed: seed of the attack's random starts and targets.
+      top1: accuracy in percent.
+      top5: accuracy in percent.
+      loss: cross-entropy in nats.
+      count: number of images.
+    """
+
+    kind: str
+    step: int
+    epsilon: float
+    step_size: float
+    steps: int
+    seed: int
+    top1: float
+    top5: float
+    loss: float
+    count: int
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        """The record of a JSON object; keys of other versions are left out."""
+        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+
+    @property
+    def budget(self) -> Budget:
+        """What the attack was allowed."""
+        return Budget(self.epsilon, self.step_size, self.steps)
+
+
+def top1_at_paper_budgets(attacked: Iterable[AttackedScores], kind: str) -> float | None:
+    """Top-1 under an attack as Table 9 of the paper reports it, in percent.
+
+    The paper makes two attacks of 16 levels, 20 steps of 1 and 10 steps of 2, and reports the lower
+    accuracy. Attacks with other budgets do not count.
+
+    Returns:
+      The lower top-1; None unless both attacks of this kind were made.
+    """
+    top1: dict[Budget, list[float]] = {budget: [] for budget in PAPER_BUDGETS}
+    for scores in attacked:
+        if scores.kind == kind and scores.budget in top1:
+            top1[scores.budget].append(scores.top1)
+    if not all(top1.values()):
+        return None
+    return min(min(values) for values in top1.values())
