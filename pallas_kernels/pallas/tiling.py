@@ -28,6 +28,7 @@ import jax
 import numpy as np
 
 from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.platform_switch import current_platform
 
 TABLE = pathlib.Path(__file__).with_name("tiles.json")
 MAX_STRIP = 8
@@ -148,7 +149,7 @@ def describe(problem: Problem) -> str:
 
 def gpu_name() -> str | None:
     """The kind of GPU that JAX computes on; None without one."""
-    if jax.default_backend() not in ("gpu", "cuda"):
+    if current_platform() != "cuda":
         return None
     return str(jax.devices()[0].device_kind)
 

@@ -1,10 +1,9 @@
-"""Compiles JAX functions for an NVIDIA GPU that is not here, and gives their PTX and machine code.
+"""Compiles JAX functions for an NVIDIA GPU that is not here, and returns PTX and machine code.
 
-Needs the CUDA plugin of JAX and NVIDIA's assembler and disassembler (extra `inspect`: wheels, no
-driver). XLA compiles from a description of the GPU; what comes out is what the GPU would run.
+It needs the CUDA plugin of JAX and NVIDIA's assembler and disassembler (extra `inspect`: wheels, no
+driver). XLA compiles from a description of the GPU. The result is what the GPU would run.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import os
@@ -14,29 +13,32 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from pallas_kernels.pallas import absent_gpu
 
 INSTALL = "pip install 'lrnet-jax[inspect]'"
 
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A GPU as its data sheet describes it; per SM and clock where not said otherwise.
+    """A GPU as its data sheet describes it.
 
     Attributes:
       name: as the driver reports it.
       capability: compute capability (major, minor).
-      cores: streaming multiprocessors (SMs).
-      lanes: float32 multiply-adds.
+      cores: number of streaming multiprocessors (SMs).
+      lanes: float32 multiply-adds per SM and clock.
       clock: GHz, boost.
       bandwidth: of DRAM, bytes per second.
       memory: bytes.
       l2: bytes.
-      shared: shared memory of an SM and the most of it that one block may ask for, bytes.
+      shared_per_core: shared memory of an SM, bytes.
+      shared_per_block: the most shared memory that one block may have, bytes.
     """
 
     name: str
@@ -47,17 +49,18 @@ class Gpu:
     bandwidth: float
     memory: int
     l2: int
-    shared: tuple[int, int]
+    shared_per_core: int
+    shared_per_block: int
 
     @property
     def description(self) -> str:
-        """What XLA asks to know, as text of its `GpuTargetConfigProto`."""
+        """The text of XLA's `GpuTargetConfigProto`."""
         major, minor = self.capability
         return f"""
             gpu_device_info {{
               threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-              shared_memory_per_block: 49152 shared_memory_per_core: {self.shared[0]}
-              shared_memory_per_block_optin: {self.shared[1]}
+              shared_memory_per_block: 49152 shared_memory_per_core: {self.shared_per_core}
+              shared_memory_per_block_optin: {self.shared_per_block}
               registers_per_core_limit: 65536 registers_per_block_limit: 65536
               core_count: {self.cores} fpus_per_core: {self.lanes} clock_rate_ghz: {self.clock}
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
@@ -74,15 +77,15 @@ class Gpu:
 GPUS = {
     "a100": Gpu(
         "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 2.039e12, 80 << 30, 40 << 20,
-        (167936, 166912),
+        167936, 166912,
     ),
     "h100": Gpu(
         "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 3.352e12, 80 << 30, 50 << 20,
-        (233472, 232448),
+        233472, 232448,
     ),
     "b200": Gpu(
         "NVIDIA B200", (10, 0), 148, 128, 1.965, 8.0e12, 180 << 30, 126 << 20,
-        (233472, 232448),
+        233472, 232448,
     ),
 }  # fmt: skip
 
@@ -111,13 +114,12 @@ class Kernel:
     spills: int
     shared: int
 
-    @property
-    def resident_warps(self) -> int:
-        """Warps that fit an SM at a time, by registers and by their limits per SM."""
+    def resident_warps(self, gpu: Gpu) -> int:
+        """Warps that fit an SM at a time, by registers, shared memory and the limits of an SM."""
         per_block = -(-self.registers * 32 // 256) * 256 * self.warps
         blocks = min(65536 // per_block, 32, 64 // self.warps)
-        if self.shared:
-            blocks = min(blocks, 166912 // (self.shared + 1024))
+        if self.shared:  # the driver takes 1 KiB of each block
+            blocks = min(blocks, gpu.shared_per_core // (self.shared + 1024))
         return blocks * self.warps
 
 
@@ -137,7 +139,7 @@ def prepare() -> None:
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    # Half of a compilation's time went into names for a stack trace that nobody sees.
+    # Otherwise half of the time goes into the names of a stack trace that nobody reads.
     os.environ.setdefault("LLVM_DISABLE_SYMBOLIZATION", "1")
 
 
@@ -163,35 +165,25 @@ def compile_for(
     """The compiled program (`jax.stages.Compiled`) of a function for a GPU that is not here.
 
     Args:
-      gpu: which.
+      gpu: the GPU.
       function: of arrays.
       *avals: `jax.ShapeDtypeStruct` trees.
-      mesh: from `absent_mesh`, where function refers to one.
+      mesh: from `absent_mesh`, if the function refers to one.
       forbid_spills: whether a kernel that spills registers is an error.
-      dump: a folder that gets XLA's dump, PTX and launch dimensions among it.
+      dump: a folder for XLA's dump, which has PTX and launch dimensions.
     """
     mesh = mesh or absent_mesh(gpu)
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     avals = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), avals)
-    # Without autotuning some matrix products have no tiles for XLA's own kernels; cuBLAS runs all.
+    # Without autotuning, XLA's own kernels have no tiles for some matrix products. cuBLAS runs all.
     options: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False}
     if forbid_spills:
         options["xla_gpu_fail_ptx_compilation_on_register_spilling"] = True
     if dump is not None:
         options |= {"xla_dump_to": dump, "xla_dump_emitter_re": ".*"}
-    with _abstract_mesh(mesh):
+    with absent_gpu(mesh.abstract_mesh):
         lowered = jax.jit(function).trace(*avals).lower(lowering_platforms=("cuda",))
     return lowered.compile(compiler_options=options)
-
-
-@contextlib.contextmanager
-def _abstract_mesh(mesh: Any) -> Iterator[None]:
-    """From JAX 0.11 on, Pallas asks the mesh in use for the kind of device."""
-    if jax.__version_info__ < (0, 11):
-        yield
-    else:
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            yield
 
 
 def kernels(
@@ -201,24 +193,38 @@ def kernels(
     with tempfile.TemporaryDirectory() as folder:
         compile_for(gpu, function, *avals, forbid_spills=forbid_spills, dump=folder)
         dump = pathlib.Path(folder)
-        launches = {}
-        for path in dump.glob("*thunk_sequence.txt"):
-            for match in re.finditer(
-                r"(\S+) grid: \[(\d+), (\d+), (\d+)\] threads: \[(\d+), 1, 1\]\s+"
-                r"shared_memory: (\d+) bytes",
-                path.read_text(),
-            ):
-                x, y, z, threads, shared = (int(match[i]) for i in range(2, 7))
-                launches[match[1]] = (x * y * z, threads // 32, shared)
-        found = []
-        for path in sorted(dump.glob("*.ptx")):
-            for name in re.findall(r"\.entry (\w+)\(", path.read_text()):
-                if name in launches:
-                    found.append(_assemble(name, path, *launches[name]))
-        return found
+        launches = _launches(dump)
+        return [
+            _assemble(name, path, launches[name])
+            for path in sorted(dump.glob("*.ptx"))
+            for name in re.findall(r"\.entry (\w+)\(", path.read_text())
+            if name in launches
+        ]
 
 
-def _assemble(name: str, path: pathlib.Path, grid: int, warps: int, shared: int) -> Kernel:
+class _Launch(NamedTuple):
+    """How a kernel is started: blocks, warps per block, bytes of shared memory per block."""
+
+    grid: int
+    warps: int
+    shared: int
+
+
+def _launches(dump: pathlib.Path) -> dict[str, _Launch]:
+    """The launch of each kernel in XLA's dump, by the name of its entry point."""
+    line = re.compile(
+        r"(\S+) grid: \[(\d+), (\d+), (\d+)\] threads: \[(\d+), 1, 1\]\s+"
+        r"shared_memory: (\d+) bytes"
+    )
+    found = {}
+    for path in dump.glob("*thunk_sequence.txt"):
+        for name, *numbers in line.findall(path.read_text()):
+            x, y, z, threads, shared = map(int, numbers)
+            found[name] = _Launch(x * y * z, threads // 32, shared)
+    return found
+
+
+def _assemble(name: str, path: pathlib.Path, launch: _Launch) -> Kernel:
     ptx = path.read_text()
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     if target is None:
@@ -234,11 +240,11 @@ def _assemble(name: str, path: pathlib.Path, grid: int, warps: int, shared: int)
         name=name,
         ptx=ptx,
         sass=sass,
-        grid=grid,
-        warps=warps,
+        grid=launch.grid,
+        warps=launch.warps,
         registers=figure(r"Used (\d+) registers"),
         spills=figure(r"(\d+) bytes spill (?:stores|loads)"),
-        shared=shared,
+        shared=launch.shared,
     )
 
 

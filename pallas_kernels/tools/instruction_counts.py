@@ -230,7 +230,7 @@ def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
     print(f"{kernel.name}  strip {found.tile.strip}, {kernel.warps} warps, {kernel.grid} blocks")
     print(
         f"  {kernel.registers} registers, {kernel.spills} bytes spilled, {kernel.shared} bytes of "
-        f"shared memory, {kernel.resident_warps} warps per SM"
+        f"shared memory, {kernel.resident_warps(gpu)} warps per SM"
     )
     print(f"  {found.use.rows:.2f} of {shape.spec.kernel_size[0]} window rows per program")
     for i, (loop, form) in enumerate(zip(found.loops, found.use.forms, strict=True)):
@@ -266,7 +266,7 @@ def row(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> str:
         found.tile.strip,
         found.kernel.registers,
         found.kernel.spills,
-        found.kernel.resident_warps,
+        found.kernel.resident_warps(gpu),
         f"{found.average:.2f}",
         f"{found.parts['arithmetic']:.2f}",
         f"{model['issue']:.0f}",

@@ -1,5 +1,6 @@
 """The kernels compiled for GPUs that are not here, and the tools that read the machine code."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, unsupported
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, measured, save
 from pallas_kernels.spec import Inputs, Spec
-from pallas_kernels.tools.cross_compilation import GPUS, missing
+from pallas_kernels.tools.cross_compilation import GPUS, Kernel, missing
 from pallas_kernels.tools.sass import Code
 from pallas_kernels.tools.shapes import NETWORKS, SHAPES, Shape, make_inputs
 
@@ -126,6 +127,14 @@ def test_one_artifact_for_cpu_and_cuda():
     assert "local_relation_forward" in artifact.mlir_module()
     loaded = export.deserialize(artifact.serialize())
     np.testing.assert_allclose(loaded.call(*inputs), run(*inputs), atol=1e-6)
+
+
+@pytest.mark.parametrize(("gpu", "blocks"), [("a100", 1), ("h100", 2), ("b200", 2)])
+def test_resident_warps_by_the_shared_memory_of_the_gpu(gpu, blocks):
+    kernel = Kernel("", "", "", grid=1, warps=4, registers=32, spills=0, shared=100 << 10)
+    assert kernel.resident_warps(GPUS[gpu]) == 4 * blocks
+    largest = dataclasses.replace(kernel, shared=GPUS[gpu].shared_per_block)
+    assert largest.resident_warps(GPUS[gpu]) == 4
 
 
 @needs_compiler
