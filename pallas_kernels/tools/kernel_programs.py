@@ -1,7 +1,8 @@
-"""Each of the three GPU kernels as a function of its own: for inspection and tuning."""
+"""Each of the three GPU kernels as a function of its own, for counting and tuning."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,58 +25,80 @@ from pallas_kernels.tools.shapes import Shape
 KERNELS = ("forward", "query", "key")
 
 
-def program(
-    shape: Shape, dtype: Any, name: str, tile: Tile | None
-) -> tuple[Problem, Tile, Callable[..., Any], list[Any]]:
+class KernelProgram(NamedTuple):
     """One kernel and the XLA code around it, to compile or to time alone.
+
+    Attributes:
+      problem: the problem that it solves.
+      tile: how the problem is cut.
+      function: runs the kernel.
+      arguments: `jax.ShapeDtypeStruct` trees, for the function.
+    """
+
+    problem: Problem
+    tile: Tile
+    function: Callable[..., Any]
+    arguments: list[Any]
+
+
+def program(shape: Shape, dtype: Any, name: str, tile: Tile | None) -> KernelProgram:
+    """The program of one kernel.
 
     Args:
       shape: the problem.
-      dtype: of all arrays but the normaliser and what the kernels leave for each other.
+      dtype: of all arrays but the normaliser and what the query kernel writes for the key kernel.
       name: one of `KERNELS`.
       tile: None for the one that would be used.
-
-    Returns:
-      The problem, the tile, a function, and `jax.ShapeDtypeStruct` trees of its arguments.
     """
+    kernels: dict[str, tuple[Callable[..., Any], Callable[[Problem], Tile]]] = {
+        "forward": (_forward, tiling.forward_tile),
+        "query": (_query, tiling.query_tile),
+        "key": (_key, tiling.key_tile),
+    }
+    function, choose_tile = kernels[name]
+    problem = Problem.of(shape.spec, shape.abstract_inputs(dtype))
+    tile = tile or choose_tile(problem)
+    run = functools.partial(function, problem, tile)
+    return KernelProgram(problem, tile, run, _arguments(shape, jnp.dtype(dtype), name))
 
-    def array(size: tuple[int, ...], dtype: Any = dtype) -> Any:
-        return jax.ShapeDtypeStruct(size, jnp.dtype(dtype))
 
-    inputs = Inputs(
-        array(shape.query),
-        array(shape.key),
-        array(shape.value),
-        None if shape.prior is None else array(shape.prior),
-    )
-    out, number = array(shape.out), array(shape.query[:4], jnp.float32)
-    problem = Problem.of(shape.spec, inputs)
-    choose = {
-        "forward": tiling.forward_tile,
-        "query": tiling.query_tile,
-        "key": tiling.key_tile,
-    }[name]
-    chosen = tile or choose(problem)
+def _forward(problem: Problem, tile: Tile, inputs: Inputs) -> Any:
+    return forward_kernel.forward(problem.spec, inputs, tile=tile)
 
-    def forward(inputs: Inputs) -> Any:
-        return forward_kernel.forward(shape.spec, inputs, tile=chosen)
 
-    def query_side(inputs: Inputs, out: Any, g: Any, normalizer: Normalizer | None) -> Any:
-        flat, g = backward_pass.in_memory(problem, Residuals(inputs, out, normalizer), g)
-        return query_kernel.query_gradients(problem, chosen, flat, g, interpret=False)
+def _query(
+    problem: Problem,
+    tile: Tile,
+    inputs: Inputs,
+    out: jax.Array,
+    d_out: jax.Array,
+    normalizer: Normalizer | None,
+) -> Any:
+    flat, d_out = backward_pass.in_memory(problem, Residuals(inputs, out, normalizer), d_out)
+    return query_kernel.query_gradients(problem, tile, flat, d_out, interpret=False)
 
-    def key_side(inputs: Inputs, g: Any, shift: Any, stats: Any) -> Any:
-        flat, g = operands.in_memory(problem, inputs), Layout.value(problem).flatten(g)
-        shift = None if shift is None else shift.reshape(-1)
-        return key_kernel.key_gradients(problem, chosen, flat, g, shift, stats, interpret=False)
 
+def _key(
+    problem: Problem,
+    tile: Tile,
+    inputs: Inputs,
+    d_out: jax.Array,
+    shift: jax.Array | None,
+    stats: PixelStats | None,
+) -> Any:
+    flat, d_out = operands.in_memory(problem, inputs), Layout.value(problem).flatten(d_out)
+    shift = None if shift is None else shift.reshape(-1)
+    return key_kernel.key_gradients(problem, tile, flat, d_out, shift, stats, interpret=False)
+
+
+def _arguments(shape: Shape, dtype: jnp.dtype, name: str) -> list[Any]:
+    inputs, out = shape.abstract_inputs(dtype), jax.ShapeDtypeStruct(shape.out, dtype)
+    number: Any = jax.ShapeDtypeStruct(shape.query[:4], jnp.float32)
+    pairs: Any = jax.ShapeDtypeStruct((2 * number.size,), jnp.float32)
+    severity: Any = jax.ShapeDtypeStruct((shape.batch * shape.height,), jnp.int32)
+    softmax = shape.spec.normalization == "softmax"
     if name == "forward":
-        return problem, chosen, forward, [inputs]
-    softmax = problem.softmax
+        return [inputs]
     if name == "query":
-        normalizer = Normalizer(number, number) if softmax else None
-        return problem, chosen, query_side, [inputs, out, out, normalizer]
-    rows = problem.batch * problem.height
-    pairs, severity = array((2 * number.size,), jnp.float32), array((rows,), jnp.int32)
-    stats = PixelStats(pairs, severity)
-    return problem, chosen, key_side, [inputs, out, *((number, stats) if softmax else (None, None))]
+        return [inputs, out, out, Normalizer(number, number) if softmax else None]
+    return [inputs, out, *((number, PixelStats(pairs, severity)) if softmax else (None, None))]

@@ -48,6 +48,19 @@ class Instruction:
     target: str | None
 
 
+def _instruction(line: str) -> Instruction | None:
+    """The instruction of a line of the listing, if it has one."""
+    match = _LINE.match(line)
+    if match is None:
+        return None
+    address, predicate, opcode, _, operands = match.groups()
+    target = re.search(r"`\((\.L_\w+)\)", operands)
+    # A uniform predicate is an operand: BRA.U UP1, `(.L_x_2)
+    uniform = target is not None and operands.split("`")[0].strip() != ""
+    jump = target[1] if target is not None and opcode == "BRA" else None
+    return Instruction(int(address, 16), opcode, predicate is not None or uniform, jump)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loop:
     """A loop from its first to its last instruction (indices), and whether it holds another."""
@@ -55,6 +68,9 @@ class Loop:
     first: int
     last: int
     innermost: bool
+
+
+Paths = dict[frozenset[Loop], float]
 
 
 class Code:
@@ -67,20 +83,9 @@ class Code:
             label = re.match(r"^\s*(\.L_\w+):", line)
             if label:
                 self._labels[label[1]] = len(self.instructions)
-            match = _LINE.match(line)
-            if match:
-                target = re.search(r"`\((\.L_\w+)\)", match[5])
-                if match[3] == "NOP":
-                    continue
-                self.instructions.append(
-                    Instruction(
-                        int(match[1], 16),
-                        match[3],
-                        # A uniform predicate is an operand: BRA.U UP1, `(.L_x_2)
-                        bool(match[2]) or bool(match[5].split("`")[0].strip() and target),
-                        target[1] if target and match[3] == "BRA" else None,
-                    )
-                )
+            instruction = _instruction(line)
+            if instruction is not None and instruction.opcode != "NOP":
+                self.instructions.append(instruction)
         self._drop_padding()
         self.loops = self._find_loops()
 
@@ -109,7 +114,7 @@ class Code:
         )
         return dict(collections.Counter(classify(x.opcode) for x in chosen).most_common())
 
-    def paths(self, trips: float, turns: int = 1) -> dict[frozenset[Loop], float]:
+    def paths(self, trips: float, outer_trips: int = 1) -> Paths:
         """Instructions that one warp issues on each way through the kernel.
 
         Predicated instructions count in full. A branch may go either way, so a way may be one that
@@ -117,54 +122,67 @@ class Code:
 
         Args:
           trips: of innermost loops; others count once.
-          turns: where more than one, the longest loop has so many and the rest of the kernel counts
-            a part of that: the result is per turn.
+          outer_trips: of the longest loop. If there are several, the rest of the kernel counts a
+            part of that, so that the result is per trip.
 
         Returns:
-          Innermost loops on the way -> instructions; the fewest where only branches differ.
+          The number of instructions by the innermost loops on the way, and the fewest where ways
+          differ in branches alone.
         """
-        inner = {loop.first: loop for loop in self.loops if loop.innermost}
-        around = max(self.loops, key=lambda loop: loop.last - loop.first) if turns > 1 else None
-        memo: dict[int, dict[frozenset[Loop], float]] = {}
+        return _Walk(self, trips, outer_trips).to_exit(0)
 
-        def weight(i: int) -> float:
-            return 1.0 if around is None or around.first <= i <= around.last else 1.0 / turns
+    def target(self, instruction: Instruction) -> int:
+        """The index that a jump leads to; 0 for what is no jump."""
+        return 0 if instruction.target is None else self._labels[instruction.target]
 
-        def walk(start: int) -> dict[frozenset[Loop], float]:
-            if start in memo:
-                return memo[start]
-            count, i, passed = 0.0, start, frozenset[Loop]()
-            tails: dict[frozenset[Loop], float] = {frozenset(): 0.0}
-            while i < len(self.instructions):
-                if i in inner:
-                    loop = inner[i]
-                    count += (loop.last - loop.first + 1) * trips * weight(i)
-                    passed |= {loop}
-                    i = loop.last + 1
-                    continue
-                x = self.instructions[i]
-                count += weight(i)
-                target = self._labels[x.target] if x.target is not None else 0
-                if x.opcode == "EXIT":
-                    if x.predicated:
-                        tails = join(walk(i + 1), tails)
-                    break
-                if target > i:
-                    if not x.predicated:
-                        i = target
-                        continue
-                    tails = join(walk(target), walk(i + 1))
-                    break
-                i += 1
-            found: dict[frozenset[Loop], float] = {}
+
+class _Walk:
+    """Follows a kernel from an instruction to its exits, and counts."""
+
+    def __init__(self, code: Code, trips: float, outer_trips: int):
+        self.code = code
+        self.trips = trips
+        self.inner = {loop.first: loop for loop in code.loops if loop.innermost}
+        self.outer: Loop | None = None
+        if outer_trips > 1:
+            self.outer = max(code.loops, key=lambda loop: loop.last - loop.first)
+        self.outside = 1.0 / outer_trips
+        self.memo: dict[int, Paths] = {}
+
+    def to_exit(self, start: int) -> Paths:
+        """Instructions from an index to the exits, by the innermost loops on the way."""
+        if start not in self.memo:
+            count, passed, tails = self._straight(start)
+            found: Paths = {}
             for loops, tail in tails.items():
-                found = join(found, {passed | loops: count + tail})
-            memo[start] = found
-            return found
+                found = _fewest(found, {passed | loops: count + tail})
+            self.memo[start] = found
+        return self.memo[start]
 
-        def join(
-            a: dict[frozenset[Loop], float], b: dict[frozenset[Loop], float]
-        ) -> dict[frozenset[Loop], float]:
-            return {way: min(x[way] for x in (a, b) if way in x) for way in a.keys() | b.keys()}
+    def _straight(self, i: int) -> tuple[float, frozenset[Loop], Paths]:
+        """Instructions and loops up to the next branch or exit, and the ways from there."""
+        count, passed = 0.0, frozenset[Loop]()
+        end: Paths = {frozenset(): 0.0}
+        while i < len(self.code.instructions):
+            if i in self.inner:
+                loop = self.inner[i]
+                count += (loop.last - loop.first + 1) * self.trips * self._weight(i)
+                passed |= {loop}
+                i = loop.last + 1
+                continue
+            x, target = self.code.instructions[i], self.code.target(self.code.instructions[i])
+            count += self._weight(i)
+            if x.opcode == "EXIT":
+                return count, passed, _fewest(self.to_exit(i + 1), end) if x.predicated else end
+            if target > i and x.predicated:
+                return count, passed, _fewest(self.to_exit(target), self.to_exit(i + 1))
+            i = target if target > i else i + 1
+        return count, passed, end
 
-        return walk(0)
+    def _weight(self, i: int) -> float:
+        inside = self.outer is None or self.outer.first <= i <= self.outer.last
+        return 1.0 if inside else self.outside
+
+
+def _fewest(a: Paths, b: Paths) -> Paths:
+    return {way: min(x[way] for x in (a, b) if way in x) for way in a.keys() | b.keys()}

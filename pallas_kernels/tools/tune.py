@@ -35,7 +35,7 @@ def choices(problem: Problem, kernel: str) -> list[Tile]:
 
 
 def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
-    """Arrays for `program` with which the kernels take the path that trained networks take."""
+    """Arrays for `program`. With them kernels take the same path as with trained networks."""
     problem, _, _, avals = program(shape, dtype, kernel, None)
     draw = iter(jax.random.split(jax.random.key(0), 8))
 
@@ -93,11 +93,11 @@ def tune(
         raise RuntimeError(f"nothing to tune: {reason}")
     for shape in shapes:
         for kernel in KERNELS:
-            problem = program(shape, dtype, kernel, None)[0]
+            problem = program(shape, dtype, kernel, None).problem
             arrays = arguments(shape, dtype, kernel)
             times: dict[Tile, float] = {}
             for tile in choices(problem, kernel):
-                function = program(shape, dtype, kernel, tile)[2]
+                function = program(shape, dtype, kernel, tile).function
                 times[tile] = seconds(function, arrays, rounds)
             first = tiling.heuristic(problem, kernel)
             best = min(times, key=lambda tile: times[tile])

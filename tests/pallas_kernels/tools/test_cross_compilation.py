@@ -75,9 +75,9 @@ class TestCode:
         paths = Code(uniform).paths(trips=7)
         assert paths == {frozenset(): 3 + 2, frozenset([loop]): 3 + 3 * 7 + 1 + 1}
 
-    def test_turns_divide_what_lies_around_the_longest_loop(self):
+    def test_outer_trips_divide_what_is_around_the_longest_loop(self):
         [loop] = self.code.loops
-        assert self.code.paths(trips=7, turns=2)[frozenset([loop])] == (3 + 1 + 1) / 2 + 3 * 7
+        assert self.code.paths(trips=7, outer_trips=2)[frozenset([loop])] == (3 + 1 + 1) / 2 + 3 * 7
 
 
 class TestTiles:
