@@ -127,52 +127,71 @@ def test_averages_are_loaded_where_the_run_kept_them(tmp_path):
         checkpoints.restore(tmp_path / "none", new_state(ema=True))
 
 
+def test_a_missing_directory_is_named(tmp_path):
+    assert_unusable(tmp_path / "run", "is not a directory")
+
+
+def test_an_empty_directory_is_named(tmp_path):
+    assert_unusable(tmp_path, "neither a step directory nor checkpoints/")
+
+
+def without(name):
+    return lambda folder: (folder / name).unlink()
+
+
+def with_metadata(record):
+    """Metadata that was written on purpose, so the seal fits it."""
+
+    def damage(folder):
+        (folder / "metadata" / "metadata").write_text(json.dumps(record))
+        seal.write_seal(folder)
+
+    return damage
+
+
+def rename(folder):
+    folder.rename(folder.with_name("8"))
+
+
+def cut_arrays(folder):
+    for file in (folder / "model" / "d").iterdir():
+        file.write_bytes(file.read_bytes()[:10])
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("no directory", "is not a directory"),
-        ("empty", "neither a step directory nor checkpoints/"),
-        ("no seal", "7 is damaged: seal.json is missing"),
-        ("no metadata", "7 is damaged: metadata/metadata is missing"),
-        ("foreign metadata", "was not written by lrnet_jax"),
-        ("renamed", "8 is of step 7; it was renamed or copied here"),
-        ("unknown field", "describes a network that this version cannot build"),
-        ("cut arrays", r"7 is damaged: model/d/\w+ has 10 bytes instead of"),
-        ("other network", r"has batch_stats/.* as float32\[4\], the network as float32\[8\]"),
+        (without("seal.json"), "7 is damaged: seal.json is missing"),
+        (without("metadata/metadata"), "7 is damaged: metadata/metadata is missing"),
+        (with_metadata({}), "was not written by lrnet_jax"),
+        (rename, "8 is of step 7; it was renamed or copied here"),
+        (
+            with_metadata({"variant": {"wings": 2}, "num_classes": 5, "step": 7}),
+            "describes a network that this version cannot build",
+        ),
+        (cut_arrays, r"7 is damaged: model/d/\w+ has 10 bytes instead of"),
+        (
+            with_metadata({**metadata(dataclasses.replace(TINY, width=8)), "step": 7}),
+            r"has batch_stats/.* as float32\[4\], the network as float32\[8\]",
+        ),
     ],
-)
+    ids=[
+        "no seal", "no metadata", "foreign metadata", "renamed", "unknown field", "cut arrays",
+        "other network",
+    ],
+)  # fmt: skip
 def test_a_checkpoint_that_cannot_be_used_is_named(tmp_path, damage, message):
-    path = tmp_path / "run"
-    if damage == "empty":
-        path.mkdir()
-    elif damage != "no directory":
-        path.mkdir()
-        save(path, new_state())
-    folder = path / "checkpoints" / "7"
-    record = folder / "metadata" / "metadata"
-    if damage == "no seal":
-        (folder / seal.FILE).unlink()
-    elif damage == "no metadata":
-        record.unlink()
-    elif damage == "foreign metadata":
-        record.write_text("{}")
-        seal.write_seal(folder)
-    elif damage == "renamed":
-        folder.rename(folder.with_name("8"))
-    elif damage == "unknown field":
-        record.write_text(json.dumps({"variant": {"wings": 2}, "num_classes": 5, "step": 7}))
-        seal.write_seal(folder)
-    elif damage == "cut arrays":
-        for file in (folder / "model" / "d").iterdir():
-            file.write_bytes(file.read_bytes()[:10])
-    elif damage == "other network":
-        other = dataclasses.replace(TINY, width=8)
-        record.write_text(json.dumps({**metadata(other), "step": 7}))
-        seal.write_seal(folder)
+    save(tmp_path, new_state())
+    damage(tmp_path / "checkpoints" / "7")
+    assert_unusable(tmp_path, message)
+
+
+def assert_unusable(path, message):
+    """Loading fails with one line that names the path."""
     with pytest.raises(CheckpointError, match=message) as raised:
         lrnet_jax.load_checkpoint(path)
     assert "\n" not in str(raised.value)
-    assert str(tmp_path) in str(raised.value)
+    assert str(path) in str(raised.value)
 
 
 def test_resuming_into_another_network_is_refused(tmp_path):
