@@ -26,7 +26,7 @@ from pallas_kernels.pallas.lanes import Ref
 from pallas_kernels.pallas.memory import Layout, Operand, load
 from pallas_kernels.pallas.operands import Components, Operands
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.query_program import SHIFTED, PixelStats
+from pallas_kernels.pallas.query_taps import SHIFTED, PixelStats
 from pallas_kernels.pallas.strips import BorderCase, Strips, by_border_case
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs

@@ -14,7 +14,7 @@ from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.memory import Operand
 from pallas_kernels.pallas.operands import Components, Operands
 from pallas_kernels.pallas.problem import LOG2E, Problem
-from pallas_kernels.pallas.query_program import PixelStats
+from pallas_kernels.pallas.query_taps import PixelStats
 from pallas_kernels.pallas.strips import BorderCase, Place, Strips
 
 

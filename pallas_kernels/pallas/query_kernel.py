@@ -22,7 +22,7 @@ from pallas_kernels.pallas.output_strip import OutputStrip, output_strips, windo
 from pallas_kernels.pallas.prior_columns import PriorColumns, add_columns, columns_result
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_pass import StripPass
-from pallas_kernels.pallas.query_program import PLAIN, PixelStats, Program, Results
+from pallas_kernels.pallas.query_taps import PLAIN, PixelStats, Program, Results
 from pallas_kernels.pallas.strips import BorderCase, Strips
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Normalizer, Residuals

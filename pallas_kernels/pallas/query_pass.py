@@ -20,8 +20,7 @@ from pallas_kernels.pallas.lanes import Scalar, Vector, Vectors, loop
 from pallas_kernels.pallas.logits import LogitMath
 from pallas_kernels.pallas.memory import interleave, load, store
 from pallas_kernels.pallas.output_strip import OutputStrip
-from pallas_kernels.pallas.query_program import PLAIN, SHIFTED, WIDE_FACTOR, Program
-from pallas_kernels.pallas.query_taps import Gradient, Taps
+from pallas_kernels.pallas.query_taps import PLAIN, SHIFTED, WIDE_FACTOR, Gradient, Program, Taps
 from pallas_kernels.pallas.strips import by_border_case
 
 # A factor in this range may be multiplied into g: products g * value up to 3e32 do not overflow.

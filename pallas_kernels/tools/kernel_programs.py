@@ -17,7 +17,7 @@ from pallas_kernels.pallas import (
 )
 from pallas_kernels.pallas.memory import Layout
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.query_program import PixelStats
+from pallas_kernels.pallas.query_taps import PixelStats
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Normalizer, Residuals
 from pallas_kernels.tools.shapes import Shape

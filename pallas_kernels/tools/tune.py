@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from pallas_kernels import pallas
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.query_program import PLAIN, PixelStats
+from pallas_kernels.pallas.query_taps import PLAIN, PixelStats
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Normalizer
 from pallas_kernels.tools.kernel_programs import KERNELS, program
