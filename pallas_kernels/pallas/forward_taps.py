@@ -2,7 +2,7 @@
 
 Each lane first tries a single pass without subtracting the maximum: the weight of a tap is
 2**logit. At M = 8 a tap costs twelve arithmetic instructions. The pass is exact as long as no
-weight that matters leaves the range of float32. So the program then checks that every sum lies in
+weight that matters leaves the range of float32. So the program then checks that every sum is in
 [2**-40, 2**60] and every output is finite. If the check fails, the program computes its strips
 again with two passes, one for the maximum and one for the weights. Results that pass the check are
 as accurate as those of two passes: a weight lost to underflow is below 2**-80 of its sum. (A

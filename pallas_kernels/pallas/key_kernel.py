@@ -3,7 +3,7 @@
 A lane owns a group and a strip of keys. It keeps the keys, their values and the sums of both
 gradients in registers, loops over the rows of output pixels whose windows contain the keys, and
 visits the columns of outputs of a row one by one. Each query and output gradient that it loads
-serves all keys of the strip that lie in the output's window. `key_taps` has these loops.
+serves all keys of the strip that the output's window contains. `key_taps` has these loops.
 
 If all shifts of these outputs are 0, weights are 2**logit * factor. Otherwise the program takes the
 exact path, as few keys at a time as the stride allows.
@@ -57,7 +57,7 @@ def key_gradients(
       inputs: flat arrays; see `operands.in_memory`.
       d_out: flat, the gradient of the output.
       shift: of the normalizer, flat; None without softmax.
-      stats: what the query kernel left; None without softmax.
+      stats: what the query kernel stored for this one; None without softmax.
       interpret: whether to run in JAX's interpreter.
     """
     strips, cases = key_strips(problem, tile)

@@ -51,7 +51,7 @@ class KeyStrip:
     Keys are numbered from 0 in the strip, and addressed from the last key backwards.
 
     Attributes:
-      in_image: for each key, the lanes in which it lies in the image.
+      in_image: for each key, the lanes in which it is in the image.
       store_mask: for each key, the lanes that store its results: in the image and active.
       taps: columns of outputs; see `output_columns`.
     """
@@ -72,8 +72,8 @@ class KeyStrip:
           operands: the inputs in memory.
           place: of each lane; its unit is a group.
           count: number of keys.
-          ragged: whether keys may lie beyond the right border.
-          case: of the strip. None: any column of outputs may lie outside the image.
+          ragged: whether keys may be beyond the right border.
+          case: of the strip. None: any column of outputs may be outside the image.
         """
         self.problem, self.operands, self.count = problem, operands, count
         self.masked = case is None or case.columns is None
@@ -161,12 +161,12 @@ class KeyStrip:
                 valid &= offset % spec.dilation == 0
             if not problem.softmax:
                 valid &= row < kh
-            row = jnp.minimum(row, kh)  # row Kh of the prior gives weights of 0
+            row = jnp.minimum(row, kh)  # row Kh of the prior makes weights 0
         last = (image * ho + jnp.clip(yo, 0, ho - 1)) * wo + x0 // s + self._last_column
         return last, row, valid
 
     def column_mask(self, column: int) -> Mask:
-        """The lanes in which a column of outputs lies in the image."""
+        """The lanes in which a column of outputs is in the image."""
         if not self.masked:
             return None
         x = (self.origin.x0 // self.problem.spec.stride + column).astype(jnp.uint32)

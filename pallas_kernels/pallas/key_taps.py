@@ -28,7 +28,7 @@ class Program:
       operands: the inputs.
       d_out: gradient of the output.
       shift: of the normalizer; None without softmax.
-      stats: what the query kernel left; None without softmax.
+      stats: what the query kernel stored for this one; None without softmax.
       d_key: to write.
       d_value: to write.
       strips: how programs cover the keys.

@@ -52,8 +52,7 @@ class Components:
           base: of some place.
           places: how far from that place, not positive.
           mask: which lanes read.
-          distant: where the mask is False, 1 or -1 gives `Problem.distant_value` or its opposite,
-            0 gives 0.
+          distant: what masked lanes get: this times `Problem.distant_value`; 1, -1 or 0.
         """
         depth, layout = self.problem.depth, self.operand.layout
         other = distant * self.problem.distant_value(layout.dtype) if distant else 0.0

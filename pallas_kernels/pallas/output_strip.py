@@ -24,7 +24,7 @@ class WindowRow(NamedTuple):
     Attributes:
       keys: base of the key in the last column.
       values: addresses of the value in the last column.
-      valid: whether the row lies in the image. Where not, the addresses are those of another row.
+      valid: whether the row is in the image. Where not, the addresses are those of another row.
     """
 
     keys: Vector
@@ -38,7 +38,7 @@ class OutputStrip:
     Pixels are numbered from 0 in the strip, and addressed from the last pixel backwards.
 
     Attributes:
-      in_image: for each pixel, the lanes in which it lies in the image.
+      in_image: for each pixel, the lanes in which it is in the image.
       store_mask: for each pixel, the lanes that store its results: in the image and active.
       last_pixel: number of the last pixel in the whole batch.
       taps: columns of keys; see `window_columns`.
@@ -60,8 +60,8 @@ class OutputStrip:
           operands: the inputs in memory.
           place: of each lane; its unit is a group.
           count: number of pixels.
-          ragged: whether pixels may lie beyond the right border.
-          case: of the strip. None: any column of keys may lie outside the image.
+          ragged: whether pixels may be beyond the right border.
+          case: of the strip. None: any column of keys may be outside the image.
         """
         self.problem, self.operands, self.count, self.ragged = problem, operands, count, ragged
         self.case, self.origin = case, place
@@ -87,7 +87,7 @@ class OutputStrip:
         return OutputStrip(self.problem, self.operands, place, self.count, self.ragged, self.case)
 
     def pixel(self, i: Scalar) -> "OutputStrip":
-        """One pixel, as a strip of its own."""
+        """A strip of one of the pixels."""
         place = self.origin._replace(x0=self.origin.x0 + i)
         return OutputStrip(self.problem, self.operands, place, 1, self.ragged)
 
@@ -133,7 +133,7 @@ class OutputStrip:
         return WindowRow(keys, values, (yi >= 0) & (yi < problem.height))
 
     def column_mask(self, column: int) -> Mask:
-        """The lanes in which a column of keys lies in the image."""
+        """The lanes in which a column of keys is in the image."""
         if not self.masked:
             return None
         spec = self.problem.spec

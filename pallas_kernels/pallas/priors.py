@@ -58,7 +58,7 @@ class Priors:
           fast: whether logits are those of `LogitMath.fast`.
           row: of the window.
           group: of each lane.
-          valid: whether the row lies in the image. Where not, priors make the weights 0.
+          valid: whether the row is in the image. Where not, priors make the weights 0.
         """
         kh, kw = self.problem.spec.kernel_size
         if self.ref is None:

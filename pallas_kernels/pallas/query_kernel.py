@@ -1,4 +1,4 @@
-"""The kernel for d_query and d_prior, and what it leaves for the key kernel.
+"""The kernel for d_query and d_prior; `backward_pass` has the equations.
 
 A lane owns a group and a few strips of output pixels, one after the other: of several parts of the
 image, and of several rounds of images. `query_pass` computes one strip, and `prior_columns` sums
@@ -146,5 +146,5 @@ def _kernel(
 
         return loop(strips.parts, one_part, carry)
 
-    left = strips.grid[2] - round_group * rounds
-    loop(jnp.minimum(rounds, left) if strips.grid[2] % rounds else rounds, one_round, 0)
+    remaining = strips.grid[2] - round_group * rounds
+    loop(jnp.minimum(rounds, remaining) if strips.grid[2] % rounds else rounds, one_round, 0)

@@ -4,7 +4,7 @@ A lane keeps the pixels' queries, the gradients of their outputs and their sums 
 the forward kernel it loops over window rows and visits the columns of keys of a row one by one, so
 that each key and value that it loads serves all pixels of the strip.
 
-A program first looks at the normalizers of its pixels. If all shifts are 0 and all factors are of
+A program first examines the normalizers of its pixels. If all shifts are 0 and all factors are of
 moderate size, the fast path multiplies the factors into the gradients once per pixel instead of
 once per tap. Otherwise the exact path computes the strip again pixel by pixel.
 """

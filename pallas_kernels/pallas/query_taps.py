@@ -28,7 +28,7 @@ SHIFTED = (
 
 
 class PixelStats(NamedTuple):
-    """What the query kernel leaves for the key kernel.
+    """What the query kernel stores for the key kernel.
 
     Attributes:
       pairs: (factor, -delta) per pixel and group, flat float32.

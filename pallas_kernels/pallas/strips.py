@@ -2,8 +2,8 @@
 
 A program is a row of lanes. A lane owns one group (or a chunk of a wide group's channels) and a
 strip of R horizontally adjacent pixels. Lanes run over groups first, so that a warp reads whole
-cache lines. Then they run down the image, so that all strips of a program lie in one column of
-strips, and code knows without masks what lies beyond the left and right border.
+cache lines. Then they run down the image. All strips of a program are therefore in one column of
+strips, and its code knows without masks which columns of the image exist.
 """
 
 import dataclasses
@@ -196,8 +196,8 @@ class Strips:
     ) -> list[BorderCase]:
         """The cases for which a kernel needs code; every strip has exactly one.
 
-        Strips at the border use fewer columns. Where they are a sizeable share of all strips, code
-        of their own saves the masks, and the arithmetic on columns that do not exist.
+        Strips at the border use fewer columns. Where they are a sizeable share of all strips,
+        separate code saves the masks, and the arithmetic on columns that do not exist.
 
         Args:
           step: columns from a strip's first to that of the next strip.

@@ -4,7 +4,7 @@
         [--arch=8.0,9.0] [--dtypes=float32,bfloat16] [--strip=2] [--route=plugin] [--plant-bug]
 
 ptxsim compiles each kernel for the GPU and runs its PTX thread by thread. It sees what interpret
-mode cannot: the inline assembly, addresses outside an array, races, bytes that nobody writes. It
+mode cannot: the inline assembly, addresses outside an array, races, bytes never written. It
 does not measure time, and runs on JAX 0.10 (Python 3.11) alone. Networks are cut to a few groups
 and a small image that keep alignment, partial groups and stride. Shapes that are then equal run
 once. Exit code 1 means a difference or a hazard. Where ptxsim does not run or the CUDA plugin is

@@ -120,9 +120,9 @@ class TestExtremes:
         inputs = Inputs(*(jnp.asarray(x) for x in (query, key, value, prior)))
         d_out = make_cotangent(self.shape)
         got = self.kernels(*inputs, d_out)
-        # A finite stand-in, because the reference's gradient of -inf is nan.
-        stand_in = jnp.where(jnp.isinf(inputs.prior), -1e4, inputs.prior)
-        want = reference_results(self.shape, inputs._replace(prior=stand_in), d_out)
+        # The reference's gradient of -inf is nan, so it gets a finite prior.
+        finite = jnp.where(jnp.isinf(inputs.prior), -1e4, inputs.prior)
+        want = reference_results(self.shape, inputs._replace(prior=finite), d_out)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
@@ -141,7 +141,7 @@ class TestExtremes:
 
 
 class TestChoice:
-    """What the public function says about the kernels."""
+    """When the public function runs the kernels, and what it reports where it cannot."""
 
     shape = Shape("choice", 3, 4, 4, Spec((3, 3), 4))
 

@@ -141,11 +141,11 @@ def test_loops_over_window_rows_reach_every_row_of_the_image(name):
         y = np.asarray(keys.place(first, strip, images).row) + pad
         for yo in range(ho):
             offset = y - yo * spec.stride
-            looks = (offset >= 0) & (offset <= (kh - 1) * spec.dilation)
-            looks &= offset % spec.dilation == 0
+            in_window = (offset >= 0) & (offset <= (kh - 1) * spec.dilation)
+            in_window &= offset % spec.dilation == 0
             number = offset // spec.dilation if spec.stride == 1 else y // spec.stride - yo
-            assert (number[looks] >= start).all()
-            assert (number[looks] < end).all()
+            assert (number[in_window] >= start).all()
+            assert (number[in_window] < end).all()
 
 
 def test_window_rows_outside_the_image_are_skipped():
