@@ -1,1 +1,1 @@
-"""What a user runs: training, evaluation, tables and kernel comparison."""
+"""What a user runs: `python -m experiments` lists the commands."""

@@ -2,9 +2,9 @@
 
     python -m experiments.measure_saving --config=quickstart
 
-Blocks of steps without and with a save at their end take turns in one process, so that both meet
-the same machine. The cost of a save is what it adds to the steps around it, the work of its
-background threads included; as a share of step time it is spread over train.checkpoint_every.
+Blocks of steps without and with a save take turns in one process, so that both meet the same
+conditions. The cost of a save is the time that it adds to the steps around it, including the work
+of its background threads. Its share of step time is taken over train.checkpoint_every steps.
 """
 
 import json
@@ -12,7 +12,8 @@ import pathlib
 import statistics
 import tempfile
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
@@ -20,11 +21,13 @@ from absl import flags
 from experiments.cli import command_line, config_flags
 from experiments.cli.stdout import print_lines
 from experiments.config import Config
-from experiments.run.assemble import assemble, check_devices
+from experiments.run.assemble import Run, assemble, check_devices
 from experiments.run.inputs import open_data
+from lrnet_jax.data.dataset import Batch
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
 from lrnet_jax.training.devices import shard
+from lrnet_jax.training.state import TrainState
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -39,38 +42,50 @@ def main(options: flags.FlagValues) -> None:
     if options.config == "help":
         print_lines(config_flags.help_text())
         return
-    print(json.dumps(measure(config_flags.chosen_config(options), options.rounds, options.block)))
+    costs = measure(config_flags.chosen_config(options), options.rounds, options.block)
+    print(json.dumps(costs._asdict()))
 
 
-def measure(config: Config, rounds: int, block: int) -> dict[str, Any]:
+class Costs(NamedTuple):
+    """What was measured.
+
+    Attributes:
+      step_ms: milliseconds of a step, median.
+      save_ms: milliseconds that a save adds to the steps around it, median.
+      share_percent: the saves' share of step time at the configured interval.
+      restore_s: seconds of a restore with its verification.
+      checkpoint_mb: megabytes of a checkpoint.
+    """
+
+    step_ms: float
+    save_ms: float
+    share_percent: float
+    restore_s: float
+    checkpoint_mb: float
+
+
+def measure(config: Config, rounds: int, block: int) -> Costs:
     """Times steps, saves and a restore.
 
-    Returns:
-      Milliseconds of a step and of a save (medians), the saves' share of step time in percent at
-      the configured interval, seconds of a verified restore, megabytes of a checkpoint.
+    Args:
+      config: the configuration of the run.
+      rounds: number of pairs of blocks.
+      block: number of steps of a block.
     """
     check_devices(config)
     dataset = open_data(config)
     run = assemble(config, dataset)
-    state = run.state
-    batches = dataset.train_batches(config.train.batch_size, seed=config.seed)
-    data = [shard(next(batches)) for _ in range(block)]
-    metrics: Any = None
+    source = dataset.train_batches(config.train.batch_size, seed=config.seed)
+    batches = [shard(next(source)) for _ in range(block)]
+    pairs = []
     with tempfile.TemporaryDirectory() as folder:
         workdir = pathlib.Path(folder)
-        times: dict[bool, list[float]] = {False: [], True: []}
         with CheckpointSaver(workdir, newest=config.train.keep_checkpoints) as saver:
-            for number in range(2 * rounds + 1):
-                saves = bool(number % 2)
-                started = time.perf_counter()
-                for position, batch in enumerate(data):
-                    state, metrics = run.train_step(state, batch)
-                    if saves and position == 0:
-                        saver.save(state, run.metadata)
-                jax.block_until_ready(metrics)
-                saver.wait()
-                if number:  # the first block compiles
-                    times[saves].append(time.perf_counter() - started)
+            state, _ = _time_block(run, run.state, batches, None)  # compiles
+            for _ in range(rounds):
+                state, with_save = _time_block(run, state, batches, saver)
+                state, without = _time_block(run, state, batches, None)
+                pairs.append((with_save, without))
         started = time.perf_counter()
         restored = checkpoints.restore(workdir, like=state)
         assert restored is not None
@@ -78,17 +93,31 @@ def measure(config: Config, rounds: int, block: int) -> dict[str, Any]:
         restore = time.perf_counter() - started
         newest = checkpoints.find(workdir).folder
         size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
-    plain = statistics.median(times[False])
-    pairs = zip(times[True], times[False], strict=True)
+    step = statistics.median(without for _, without in pairs) / block
     save = statistics.median(with_save - without for with_save, without in pairs)
-    interval = config.train.checkpoint_every * plain / block
-    return {
-        "step_ms": round(1000 * plain / block, 2),
-        "save_ms": round(1000 * save, 2),
-        "share_percent": round(100 * save / interval, 3),
-        "restore_s": round(restore, 3),
-        "checkpoint_mb": round(size / 1e6, 3),
-    }
+    return Costs(
+        step_ms=round(1000 * step, 2),
+        save_ms=round(1000 * save, 2),
+        share_percent=round(100 * save / (config.train.checkpoint_every * step), 3),
+        restore_s=round(restore, 3),
+        checkpoint_mb=round(size / 1e6, 3),
+    )
+
+
+def _time_block(
+    run: Run, state: TrainState, batches: Sequence[Batch], saver: CheckpointSaver | None
+) -> tuple[TrainState, float]:
+    """The state after a block of steps, and its seconds; with a saver the first step is saved."""
+    metrics: Any = None
+    started = time.perf_counter()
+    for position, batch in enumerate(batches):
+        state, metrics = run.train_step(state, batch)
+        if saver is not None and position == 0:
+            saver.save(state, run.metadata)
+    jax.block_until_ready(metrics)
+    if saver is not None:
+        saver.wait()
+    return state, time.perf_counter() - started
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from absl import flags
 
 from experiments import config as configs
 from experiments.cli import command_line
-from experiments.config import ConfigError
-from experiments.run.assemble import assemble
+from experiments.config import Config, ConfigError
+from experiments.run.assemble import Run, assemble
 from experiments.run.inputs import open_data
 from experiments.run.workdir import check_checkpoint
 from lrnet_jax.training import checkpoints
@@ -56,21 +56,12 @@ def replay(folder: pathlib.Path) -> list[str]:
       ConfigError: there is no bad step, or the run has continued beyond it.
       CheckpointError: the checkpoint before it cannot be read.
     """
-    try:
-        bad = json.loads((folder / "step.json").read_text())["step"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder} holds no bad step: step.json cannot be read") from error
+    bad = _bad_step(folder)
     workdir = folder.absolute().parent.parent
     config = configs.load(workdir / configs.FILE)
     dataset = open_data(config)
     run = assemble(config, dataset)
-    restored = checkpoints.restore(
-        workdir,
-        like=run.state,
-        check=functools.partial(check_checkpoint, config),
-        set_aside=False,
-    )
-    state = run.state if restored is None else restored.state
+    state = _last_state(workdir, config, run)
     first = int(jax.device_get(state.step))
     if first >= bad:
         raise ConfigError(
@@ -91,6 +82,20 @@ def replay(folder: pathlib.Path) -> list[str]:
         f"not finite after it: {', '.join(not_finite(state)) or 'nothing'}",
         f"state before it: {folder / 'state'}",
     ]
+
+
+def _bad_step(folder: pathlib.Path) -> int:
+    try:
+        return json.loads((folder / "step.json").read_text())["step"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder} holds no bad step: step.json cannot be read") from error
+
+
+def _last_state(workdir: pathlib.Path, config: Config, run: Run) -> TrainState:
+    """The state of the last good checkpoint, or the initial one; the workdir is not changed."""
+    check = functools.partial(check_checkpoint, config)
+    restored = checkpoints.restore(workdir, like=run.state, check=check, set_aside=False)
+    return run.state if restored is None else restored.state
 
 
 def not_finite(state: TrainState) -> list[str]:

@@ -85,6 +85,16 @@ def test_signals_power_cuts_and_evaluations_leave_no_trace(whole, tmp_path, monk
     assert best["step"] in checkpoints.steps_in(workdir / checkpoints.FOLDER)
 
 
+def test_the_record_of_a_saved_step_is_never_lost(tmp_path, monkeypatch):
+    """The best evaluation is saved between two reports; the power is cut right after it."""
+    rare = {"train.log_every": "100", "train.checkpoint_every": "100"}
+    before_step(monkeypatch, 4, cut)
+    with pytest.raises(PowerCutError):
+        train(tiny(**{**EVALUATED, **rare}), tmp_path / "run")
+    assert checkpoints.find(tmp_path / "run").folder.name == "3"
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3]
+
+
 def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
     """The clock jumps to a save after step 3; the multiples of 5 stay; the newest is one."""
     config = tiny(

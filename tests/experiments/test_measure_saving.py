@@ -6,6 +6,12 @@ from tests.experiments.tiny_run import tiny
 
 def test_the_measurement_runs_and_says_what_it_found():
     found = measure(tiny(), rounds=3, block=2)
-    assert set(found) == {"step_ms", "save_ms", "share_percent", "restore_s", "checkpoint_mb"}
-    assert found["step_ms"] > 0
-    assert found["checkpoint_mb"] > 0
+    assert set(found._fields) == {
+        "step_ms",
+        "save_ms",
+        "share_percent",
+        "restore_s",
+        "checkpoint_mb",
+    }
+    assert found.step_ms > 0
+    assert found.checkpoint_mb > 0
