@@ -118,22 +118,11 @@ def plot(file: str, title: str, reports: dict[str, Report]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
-    kernels = options.kernels.split(",")
-    unknown = [name for name in kernels if name not in KERNELS]
-    if unknown:
-        parser.error(f"--kernels: no kernel {unknown[0]!r}; there are {', '.join(KERNELS)}")
-    try:
-        shapes = [shape.with_batch(options.batch) for shape in select(options.shape)]
-    except ValueError as error:
-        parser.error(str(error))
+    options, shapes, kernels = _parse(arguments)
     reason = cross_compilation.missing()
     if reason:
         print(f"cannot compile for a GPU: {reason}", file=sys.stderr)
         return 2
-    if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib; pip install 'lrnet-jax[figures]'")
     gpu, tile = GPUS[options.gpu], Tile(options.strip) if options.strip else None
     title, reports = f"{gpu.name}, batch {options.batch}, {options.dtype}", {}
     if options.table:
@@ -151,6 +140,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.plot:
         plot(options.plot, title, reports)
     return int(any(found.faults for found in reports.values()))
+
+
+def _parse(
+    arguments: Sequence[str] | None,
+) -> tuple[argparse.Namespace, list[Shape], list[str]]:
+    """The options, with the shapes and kernels that they name."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    kernels = options.kernels.split(",")
+    unknown = [name for name in kernels if name not in KERNELS]
+    if unknown:
+        parser.error(f"--kernels: no kernel {unknown[0]!r}; there are {', '.join(KERNELS)}")
+    try:
+        shapes = [shape.with_batch(options.batch) for shape in select(options.shape)]
+    except ValueError as error:
+        parser.error(str(error))
+    if options.plot and importlib.util.find_spec("matplotlib") is None:
+        parser.error("--plot needs matplotlib; pip install 'lrnet-jax[figures]'")
+    return options, shapes, kernels
 
 
 def _parser() -> argparse.ArgumentParser:
