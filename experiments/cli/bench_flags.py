@@ -7,6 +7,7 @@ from absl import flags
 import lrnet_jax
 from experiments.config import ConfigError
 from lrnet_jax import Variant
+from pallas_kernels.api import IMPLEMENTATIONS
 
 
 def define_networks(
@@ -39,6 +40,10 @@ def chosen_networks(options: flags.FlagValues) -> dict[str, Variant]:
     variants = {}
     for text in options.networks:
         name, _, implementation = text.partition(":")
+        if implementation and implementation not in IMPLEMENTATIONS:
+            raise ConfigError(
+                f"--networks: {text} names no implementation; use {', '.join(IMPLEMENTATIONS)}"
+            )
         try:
             variants[text] = dataclasses.replace(
                 lrnet_jax.get_variant(name),

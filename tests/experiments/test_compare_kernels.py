@@ -3,10 +3,18 @@
 import pytest
 
 from experiments import compare_kernels
+from experiments.bench import kernel_comparison
+from experiments.cli import command_line
+from experiments.config import ConfigError
 from pallas_kernels.spec import Inputs
 from pallas_kernels.tools.comparison import reference_results
 
 SMALL = ["--shapes=odd/single_pixel", "--dtypes=float32"]
+
+
+def compare(*arguments):
+    """Runs the command; returns its exit code."""
+    return compare_kernels.main(command_line.parse(arguments, compare_kernels.define_flags))
 
 
 def reference(shape, interpret, *arrays):
@@ -14,7 +22,7 @@ def reference(shape, interpret, *arrays):
 
 
 def test_interpreted_kernels_stay_within_their_budgets(capsys):
-    assert compare_kernels.main(SMALL) == 0
+    assert compare(*SMALL) == 0
     text = capsys.readouterr().out
     assert "INTERPRET MODE: JAX computes on cpu here" in text
     for result in ("out", "d_query", "d_key", "d_value", "d_prior"):
@@ -28,34 +36,40 @@ def test_an_error_beyond_its_budget_is_the_exit_code(monkeypatch, capsys):
         out, d_query, *others = reference(*arguments)
         return out, d_query + 1e-3, *others
 
-    monkeypatch.setattr(compare_kernels, "kernels", wrong)
-    assert compare_kernels.main(SMALL) == 1
+    monkeypatch.setattr(kernel_comparison, "run_kernels", wrong)
+    assert compare(*SMALL) == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if "BEYOND" in line]
     assert "d_query" in line
 
 
 def test_networks_are_cut_and_compared_once(monkeypatch, capsys):
-    monkeypatch.setattr(compare_kernels, "kernels", reference)
-    assert compare_kernels.main(["--shapes=lrnet18/res5,lrnet50/res5", "--dtypes=float32"]) == 0
+    monkeypatch.setattr(kernel_comparison, "run_kernels", reference)
+    assert compare("--shapes=lrnet18/res5,lrnet50/res5", "--dtypes=float32") == 0
     assert capsys.readouterr().out.count(" d_value ") == 1
 
 
 def test_on_a_gpu_it_measures_too(monkeypatch, capsys):
     monkeypatch.setattr(compare_kernels, "unavailable", lambda: None)
-    monkeypatch.setattr(compare_kernels, "kernels", reference)
-    asked = []
+    monkeypatch.setattr(kernel_comparison, "run_kernels", reference)
+    measured = []
 
     def measure(shape, names, dtype, rounds):
-        asked.append((shape.name, shape.batch, names, dtype))
+        measured.append((shape.name, shape.batch, names, dtype))
         return []
 
     monkeypatch.setattr(compare_kernels, "measure", measure)
-    assert compare_kernels.main([*SMALL, "--batch=2"]) == 0
-    assert asked == [("odd/single_pixel", 1, ("reference", "xla", "pallas"), "float32")]
+    assert compare(*SMALL, "--batch=2") == 0
+    assert measured == [("odd/single_pixel", 1, ("reference", "xla", "pallas"), "float32")]
     assert "INTERPRET" not in capsys.readouterr().out
 
 
-def test_an_unknown_shape_is_answered_with_the_known_ones(capsys):
-    with pytest.raises(SystemExit):
-        compare_kernels.main(["--shapes=lrnet27/*"])
-    assert "--shapes=lrnet27/* fits none of stem, lrnet18/res2" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--shapes=lrnet27/*", r"--shapes=lrnet27/\* matches none of stem, lrnet18/res2"),
+        ("--dtypes=float32,float8", "--dtypes has float8; use float32, float16, bfloat16"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_the_known_ones(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        compare(argument)
