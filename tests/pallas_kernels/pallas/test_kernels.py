@@ -5,6 +5,7 @@ Tiles are small, because interpret mode takes longer to compile a longer strip.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +87,16 @@ class TestExtremes:
 
     shape = Shape("extreme", 4, 5, 4, Spec((3, 3), 4))
     kernels = staticmethod(jitted(shape))
+    # Compiled once: operation by operation, the reference takes longer than the kernels.
+    reference = staticmethod(jax.jit(functools.partial(reference_results, shape)))
+    gross = staticmethod(jax.jit(functools.partial(gross, shape)))
 
     def check(self, query, key, value, prior, roundings=16):
         inputs = Inputs(*(jnp.asarray(x, jnp.float32) for x in (query, key, value, prior)))
         d_out = make_cotangent(self.shape)
         got = self.kernels(*inputs, d_out)
-        want = reference_results(self.shape, inputs, d_out)
-        terms = gross(self.shape, inputs, d_out)
+        want = self.reference(inputs, d_out)
+        terms = self.gross(inputs, d_out)
         for result, a, b in zip(RESULTS, got, want, strict=True):
             error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
             assert error <= roundings * 2.0**-24 * terms[result], result
@@ -122,7 +126,7 @@ class TestExtremes:
         got = self.kernels(*inputs, d_out)
         # The reference's gradient of -inf is nan, so it gets a finite prior.
         finite = jnp.where(jnp.isinf(inputs.prior), -1e4, inputs.prior)
-        want = reference_results(self.shape, inputs._replace(prior=finite), d_out)
+        want = self.reference(inputs._replace(prior=finite), d_out)
         for a, b in zip(got, want, strict=True):
             np.testing.assert_allclose(a, b, rtol=0, atol=1e-5)
 
@@ -131,7 +135,7 @@ class TestExtremes:
         value = value / np.abs(value).max() * 1e38
         inputs = Inputs(*(jnp.asarray(x, jnp.float32) for x in (query, key, value, prior + 30)))
         out = self.kernels(*inputs, make_cotangent(self.shape) * 1e-38)[0]
-        want = reference_results(self.shape, inputs, make_cotangent(self.shape) * 1e-38)[0]
+        want = self.reference(inputs, make_cotangent(self.shape) * 1e-38)[0]
         np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e33)
 
     def test_repeats_bit_for_bit(self):
