@@ -22,7 +22,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import Any
+from typing import TypedDict
 
 import jax
 import numpy as np
@@ -55,6 +55,24 @@ class Tile:
     def lanes(self) -> int:
         """Lanes per block."""
         return 32 * self.warps
+
+
+class Measurement(TypedDict):
+    """A row of `tiles.json`.
+
+    Attributes:
+      device: the kind of GPU.
+      kernel: "forward", "query" or "key".
+      problem: see `describe`.
+      microseconds: of one call.
+      tile: the fields of `Tile`.
+    """
+
+    device: str
+    kernel: str
+    problem: str
+    microseconds: float
+    tile: dict[str, int]
 
 
 def forward_tile(problem: Problem) -> Tile:
@@ -172,7 +190,7 @@ def save(device: str, kernel: str, problem: Problem, tile: Tile, microseconds: f
     _table.cache_clear()
 
 
-def _rows() -> list[dict[str, Any]]:
+def _rows() -> list[Measurement]:
     return json.loads(TABLE.read_text()) if TABLE.exists() else []
 
 
