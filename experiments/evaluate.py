@@ -3,21 +3,21 @@
     python -m experiments.evaluate --run=runs/quickstart
     python -m experiments.evaluate --run=runs/quickstart --attack=untargeted
 
-The checkpoint says how to build the network and which images it was trained on; on as many devices
-as the training run had, the numbers are the training run's own, bit for bit.
+The network and the images follow from the checkpoint. On as many devices as the training run had,
+the numbers equal those of the training run bit for bit.
 
-With --attack, each image is changed first so that the network errs (`lrnet_jax.training.attack`);
-the paper's budgets, eps 16 in 20 steps of 1 and in 10 of 2, are attacks of their own, and --epsilon
-may be given several times. Of a finished run the numbers are kept in its workdir, for
+With --attack, each image is first changed to mislead the network (`lrnet_jax.training.attack`). The
+paper's two budgets, eps 16 in 20 steps of 1 and in 10 steps of 2, are separate attacks, and
+--epsilon may be given several times. The numbers of a finished run are kept in its workdir, for
 `experiments.tables`.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -25,12 +25,14 @@ from absl import flags
 import lrnet_jax
 from experiments import config as configs
 from experiments.cli import attack_flags, command_line, run_flags
-from experiments.config import ConfigError
+from experiments.config import Config, ConfigError
 from experiments.run import attacks
-from experiments.run.attacks import Budget
+from experiments.run.attacks import Plan
 from experiments.run.inputs import eval_batches, make_normalize, open_data
 from experiments.run.results import describe_result
-from lrnet_jax.functional import split
+from experiments.run.scores import AttackedScores, Scores
+from lrnet_jax.data.dataset import Dataset
+from lrnet_jax.functional import Functional, Variables, split
 from lrnet_jax.training import steps
 from lrnet_jax.training.devices import parallel, replicate
 from lrnet_jax.training.evaluation import evaluate
@@ -60,44 +62,54 @@ def main(options: flags.FlagValues) -> None:
     """Entry point."""
     path = run_flags.chosen_run(options)
     plan = attack_flags.chosen_plan(options)
-    result = evaluate_checkpoint(
-        path,
-        data_dir=options.data_dir,
-        batch_size=options.batch_size,
-        ema=options.ema,
-        attack=plan.kind if plan else None,
-        budgets=plan.budgets if plan else (),
-        seed=plan.seed if plan else 0,
+    checkpoint = open_checkpoint(
+        path, data_dir=options.data_dir, batch_size=options.batch_size, ema=options.ema
     )
+    result = evaluate_checkpoint(checkpoint)
+    record: dict[str, object] = dataclasses.asdict(result)
     print(describe_result(result))
     if plan is not None:
-        for line in attacks.describe(plan.kind, result["attacked"]):
-            print(line)
-        attacks.keep(pathlib.Path(path), plan.kind, result)
-    print(json.dumps(result))
+        attacked = attack_checkpoint(checkpoint, plan)
+        print(*attacks.describe(attacked), sep="\n")
+        attacks.keep(pathlib.Path(path), attacked)
+        record["attacked"] = [dataclasses.asdict(result) for result in attacked]
+    print(json.dumps(record))
 
 
-def evaluate_checkpoint(
+class Checkpoint(NamedTuple):
+    """A checkpoint that can be evaluated.
+
+    Attributes:
+      step: its training step.
+      config: of its run.
+      functional: its network.
+      variables: params and batch_stats, on all devices.
+      dataset: the images.
+      batch_size: images per step over all devices.
+    """
+
+    step: int
+    config: Config
+    functional: Functional
+    variables: Variables
+    dataset: Dataset
+    batch_size: int
+
+
+def open_checkpoint(
     path: str,
     *,
     data_dir: str | None = None,
     batch_size: int | None = None,
     ema: bool | None = None,
-    attack: str | None = None,
-    budgets: Sequence[Budget] = attacks.PAPER_BUDGETS,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Top-1, top-5 and loss of a checkpoint on the whole evaluation split.
+) -> Checkpoint:
+    """Loads a checkpoint and opens its data set.
 
     Args:
       path: a workdir or a step directory.
-      data_dir: where the data set lies, if not where the run had it.
-      batch_size: images per step over all devices, if not the run's.
+      data_dir: folder of the prepared data sets; the run's by default.
+      batch_size: images per step over all devices; the run's by default.
       ema: which weights, see `lrnet_jax.load_checkpoint`.
-      attack: "targeted" or "untargeted", for numbers under attack beside them ("attacked": a dict
-        for each budget).
-      budgets: of the attack.
-      seed: of the attack.
 
     Raises:
       CheckpointError: it cannot be read.
@@ -113,18 +125,35 @@ def evaluate_checkpoint(
         raise ConfigError(
             f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
         )
-    dataset = open_data(config, data_dir)
-    functional, params, batch_stats = split(model)
-    normalize = make_normalize(config, dataset)
-    step = parallel(steps.eval_step(functional, normalize))
-    params, batch_stats = replicate((params, batch_stats))
-    result = evaluate(step, params, batch_stats, eval_batches(dataset, batch_size))
-    result = {"step": metadata["step"], **result}
-    if attack is not None:
-        step = attacks.parallel_step(functional, normalize, targeted=attack == "targeted")
-        batches = functools.partial(eval_batches, dataset, batch_size, with_index=True)
-        result["attacked"] = attacks.run(step, params, batch_stats, batches, budgets, seed)
-    return result
+    functional, *variables = split(model)
+    return Checkpoint(
+        step=metadata["step"],
+        config=config,
+        functional=functional,
+        variables=replicate(tuple(variables)),
+        dataset=open_data(config, data_dir),
+        batch_size=batch_size,
+    )
+
+
+def evaluate_checkpoint(checkpoint: Checkpoint) -> Scores:
+    """Top-1, top-5 and loss of a checkpoint on the whole evaluation split."""
+    normalize = make_normalize(checkpoint.config, checkpoint.dataset)
+    step = parallel(steps.eval_step(checkpoint.functional, normalize))
+    batches = eval_batches(checkpoint.dataset, checkpoint.batch_size)
+    return Scores.at_step(checkpoint.step, evaluate(step, checkpoint.variables, batches))
+
+
+def attack_checkpoint(checkpoint: Checkpoint, plan: Plan) -> list[AttackedScores]:
+    """The same under an attack, for each of its budgets."""
+    normalize = make_normalize(checkpoint.config, checkpoint.dataset)
+    attacked_step = attacks.parallel_step(
+        checkpoint.functional, normalize, targeted=plan.kind == "targeted"
+    )
+    batches = functools.partial(
+        eval_batches, checkpoint.dataset, checkpoint.batch_size, with_index=True
+    )
+    return attacks.run(attacked_step, checkpoint.variables, batches, plan, checkpoint.step)
 
 
 if __name__ == "__main__":

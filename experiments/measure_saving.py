@@ -23,10 +23,9 @@ from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run.assemble import Run, assemble, check_devices
 from experiments.run.inputs import open_data
-from lrnet_jax.data.dataset import Batch
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
-from lrnet_jax.training.devices import shard
+from lrnet_jax.training.devices import DeviceBatch, shard
 from lrnet_jax.training.state import TrainState
 
 
@@ -105,7 +104,7 @@ def measure(config: Config, rounds: int, block: int) -> Costs:
 
 
 def _time_block(
-    run: Run, state: TrainState, batches: Sequence[Batch], saver: CheckpointSaver | None
+    run: Run, state: TrainState, batches: Sequence[DeviceBatch], saver: CheckpointSaver | None
 ) -> tuple[TrainState, float]:
     """The state after a block of steps, and its seconds; with a saver the first step is saved."""
     metrics: Any = None

@@ -8,11 +8,11 @@ saves its state at the end of the step, and ends with exit code 0. A run that re
 ends with an evaluation of the whole split.
 """
 
+import dataclasses
 import pathlib
 import shlex
 import sys
 import time
-from typing import Any
 
 from absl import flags
 
@@ -22,6 +22,7 @@ from experiments.config import Config
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
 from experiments.run.results import print_summary, read_result
+from experiments.run.scores import Scores
 from experiments.run.session import open_session
 from experiments.run.workdir import check_workdir, is_new
 from lrnet_jax.data.prefetch import prefetch
@@ -51,12 +52,11 @@ def main(options: flags.FlagValues) -> None:
         print(f"to resume: {command}", flush=True)
 
 
-def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
+def train(config: Config, workdir: pathlib.Path) -> Scores | None:
     """Runs a configuration in a workdir, from its newest good checkpoint if it has one.
 
     Returns:
-      The result: top1, top5 (percent), loss, count of the evaluation split, and step. None if a
-      signal stopped the run, after it was saved.
+      The result on the evaluation split; None if a signal stopped the run, after it was saved.
 
     Raises:
       ConfigError: it cannot run here as configured, or the workdir holds another run.
@@ -73,8 +73,10 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, Any] | None:
     new = is_new(workdir)
     if first:
         check_workdir(config, workdir)
-    result = processes.broadcast(read_result(workdir) if first else None)
-    if result is not None:
+    found = read_result(workdir) if first else None
+    record = processes.broadcast(found and dataclasses.asdict(found))
+    if record is not None:
+        result = Scores(**record)
         print(f"{workdir} is finished; delete it to train again")
         print_summary(workdir, result)
         return result

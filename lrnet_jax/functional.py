@@ -13,6 +13,7 @@ from flax import nnx
 from lrnet_jax.networks import Network
 
 Tree = Any  # a nested dict of arrays; a recursive type would have to be narrowed at every key
+Variables = tuple[Tree, Tree]  # params, batch_stats
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from flax import nnx
 
 import lrnet_jax
 from lrnet_jax.data.augment import normalize
+from lrnet_jax.data.dataset import Batch
 from lrnet_jax.functional import Functional, split
 from lrnet_jax.training import steps
 from lrnet_jax.training.devices import parallel, replicate, shard
@@ -44,7 +45,7 @@ def make_training_step(variant: Variant) -> TrainingStep:
     functional, params, batch_stats = split(model)
     optimizer = sgd(lambda _: 0.1)
     dtype = jnp.dtype(variant.dtype)
-    step = steps.train_step(
+    step = steps.TrainStep(
         functional,
         optimizer,
         lambda _: 0.1,
@@ -68,7 +69,7 @@ def compile_passes(variant: Variant, *, batch_size: int, image_size: int) -> dic
     dtype = jnp.dtype(variant.dtype)
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), dtype=np.uint8)
-    batch = {
+    batch: Batch = {
         "image": images,
         "label": rng.integers(0, CLASSES, batch_size).astype(np.int32),
         "index": np.arange(batch_size, dtype=np.int32),

@@ -6,7 +6,9 @@ from absl import flags
 
 from experiments.config import ConfigError
 from experiments.run import attacks
-from experiments.run.attacks import Budget, Plan
+from experiments.run.attacks import Plan
+from experiments.run.scores import PAPER_BUDGETS
+from lrnet_jax.training.attack import Budget
 
 _OPTIONAL = ("epsilon", "steps", "step_size", "seed")  # have no meaning without --attack
 
@@ -68,7 +70,7 @@ def chosen_budgets(options: flags.FlagValues) -> tuple[Budget, ...]:
         raise ConfigError(
             f"--steps={steps} and --step_size={size} make one budget; give both or none"
         )
-    budgets = attacks.PAPER_BUDGETS
+    budgets = PAPER_BUDGETS
     if steps is not None and size is not None:
         budgets = (Budget(0.0, size, steps),)
     return tuple(

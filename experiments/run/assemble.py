@@ -66,7 +66,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         nesterov=config.optim.nesterov,
         weight_decay=config.optim.weight_decay,
     )
-    train_step = steps.train_step(
+    train_step = steps.TrainStep(
         functional,
         optimizer,
         schedule,

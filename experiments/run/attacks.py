@@ -1,45 +1,28 @@
-"""A trained network under attack, at one budget after another, and where the numbers are kept."""
+"""A trained network under attack, at one budget after another; attacks.json keeps the results."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from experiments import config as configs
 from experiments.run.results import describe_numbers
+from experiments.run.scores import PAPER_BUDGETS, AttackedScores
 from lrnet_jax.data.dataset import Batch
-from lrnet_jax.functional import Functional, Tree
+from lrnet_jax.functional import Functional, Variables
 from lrnet_jax.training import steps
 from lrnet_jax.training.atomic import write_atomically
-from lrnet_jax.training.attack import attack_network, attacked_eval_step
-from lrnet_jax.training.devices import parallel, replicate
+from lrnet_jax.training.attack import Budget, attack_network, attacked_eval_step
+from lrnet_jax.training.devices import DeviceBatch, parallel, replicate
 from lrnet_jax.training.evaluation import evaluate
+from lrnet_jax.training.steps import Sums
 
 FILE = "attacks.json"  # in a workdir
 KINDS = ("targeted", "untargeted")
 
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What an attack may do, in levels of 0 to 255.
-
-    Attributes:
-      epsilon: how far a pixel may be moved.
-      step_size: of one step.
-      steps: their number.
-    """
-
-    epsilon: float
-    step_size: float
-    steps: int
-
-
-# Table 9 gives eps; the steps are likely those of the work it follows, not certain.
-PAPER_BUDGETS: tuple[Budget, ...] = (Budget(16.0, 1.0, 20), Budget(16.0, 2.0, 10))
+AttackedStep = Callable[[tuple[Variables, jax.Array, Budget], DeviceBatch], Sums]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +37,14 @@ class Plan:
     """
 
     kind: str
-    budgets: tuple[Budget, ...]
-    seed: int
-    typed: tuple[str, ...]
+    budgets: tuple[Budget, ...] = PAPER_BUDGETS
+    seed: int = 0
+    typed: tuple[str, ...] = ()
+
+    def is_done(self, kept: Iterable[AttackedScores]) -> bool:
+        """Whether a workdir's numbers of its last step include those of every budget."""
+        done = {r.budget for r in kept if (r.kind, r.seed) == (self.kind, self.seed)}
+        return done.issuperset(self.budgets)
 
 
 def parallel_step(
@@ -64,83 +52,78 @@ def parallel_step(
     normalize: Callable[[jax.Array], jax.Array],
     *,
     targeted: bool,
-) -> Callable[..., dict[str, jax.Array]]:
+) -> AttackedStep:
     """The attacked evaluation step on all devices; one compiled program for every budget."""
     attack = attack_network(functional, normalize, targeted=targeted)
     return parallel(attacked_eval_step(steps.eval_step(functional, normalize), attack))
 
 
 def run(
-    step: Callable[..., dict[str, jax.Array]],
-    params: Tree,
-    batch_stats: Tree,
+    attacked_step: AttackedStep,
+    variables: Variables,
     batches: Callable[[], Iterable[Batch]],
-    budgets: Sequence[Budget],
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Evaluates under attack at each budget.
+    plan: Plan,
+    step: int,
+) -> list[AttackedScores]:
+    """Evaluates a checkpoint under attack, at each budget of a plan.
 
     Args:
-      step: from `parallel_step`.
-      params: replicated.
-      batch_stats: replicated.
-      batches: of the evaluation split, anew for each budget.
-      budgets: the attacks.
-      seed: of random starts and targets, the same for all budgets.
-
-    Returns:
-      For each budget its fields, the seed, and top1, top5, loss and count of `evaluate`.
+      attacked_step: from `parallel_step`.
+      variables: params and batch_stats, replicated.
+      batches: returns the batches of the evaluation split; it is called for each budget.
+      plan: the attacks.
+      step: of the checkpoint.
     """
     results = []
-    for budget in budgets:
-        settings = {
-            "rng": jax.random.key_data(jax.random.key(seed)),
-            "epsilon": jnp.float32(budget.epsilon),
-            "step_size": jnp.float32(budget.step_size),
-            "steps": jnp.int32(budget.steps),
-        }
-        settings = replicate(settings)
+    rng = replicate(jax.random.key_data(jax.random.key(plan.seed)))
+    for budget in plan.budgets:
+        budget_arrays = replicate(budget.to_arrays())
 
-        def attacked(
-            variables: tuple[Tree, Tree],
-            batch: Batch,
-            settings: dict[str, jax.Array] = settings,
-        ) -> dict[str, jax.Array]:
-            return step((*variables, settings), batch)
+        def evaluate_step(
+            variables: Variables, batch: DeviceBatch, budget: Budget = budget_arrays
+        ) -> Sums:
+            return attacked_step((variables, rng, budget), batch)
 
-        numbers = evaluate(attacked, params, batch_stats, batches())
-        results.append({**dataclasses.asdict(budget), "seed": seed, **numbers})
+        numbers = evaluate(evaluate_step, variables, batches())
+        results.append(
+            AttackedScores(
+                plan.kind, step, **dataclasses.asdict(budget), seed=plan.seed,
+                **dataclasses.asdict(numbers),
+            )
+        )  # fmt: skip
     return results
 
 
-def describe(kind: str, results: Iterable[dict[str, Any]]) -> list[str]:
+def describe(results: Iterable[AttackedScores]) -> list[str]:
     """A line for each budget."""
     return [
-        f"{kind}, eps {r['epsilon']:g}, {r['steps']} steps of {r['step_size']:g}: "
-        f"{describe_numbers(r)}"
+        f"{r.kind}, eps {r.epsilon:g}, {r.steps} steps of {r.step_size:g}: {describe_numbers(r)}"
         for r in results
     ]
 
 
-def keep(path: pathlib.Path, kind: str, result: dict[str, Any]) -> None:
-    """Adds numbers to those kept in a workdir; a path that is none keeps nothing.
+def keep(path: pathlib.Path, results: Sequence[AttackedScores]) -> None:
+    """Adds results to those kept in a workdir; does nothing where the path is not a workdir.
 
-    Those of the same kind, step and budget are replaced.
+    Results of the same kind, step, budget and seed are replaced.
     """
     if not (path / configs.FILE).exists():
         return
-    new = [{"kind": kind, "step": result["step"], **r} for r in result["attacked"]]
-    taken = {_place(record) for record in new}
-    old = [record for record in kept(path) if _place(record) not in taken]
-    write_atomically(path / FILE, json.dumps([*old, *new], indent=2) + "\n")
+    taken = {_place(result) for result in results}
+    old = [result for result in kept(path) if _place(result) not in taken]
+    records = [dataclasses.asdict(result) for result in (*old, *results)]
+    write_atomically(path / FILE, json.dumps(records, indent=2) + "\n")
 
 
-def kept(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The numbers kept in a workdir, each with its kind and step."""
+def kept(workdir: pathlib.Path) -> list[AttackedScores]:
+    """The results kept in a workdir, of any step."""
     path = workdir / FILE
-    return json.loads(path.read_text()) if path.exists() else []
+    return (
+        [AttackedScores.from_dict(record) for record in json.loads(path.read_text())]
+        if path.exists()
+        else []
+    )
 
 
-def _place(record: dict[str, Any]) -> tuple[Any, ...]:
-    names = ("kind", "step", "epsilon", "step_size", "steps", "seed")
-    return tuple(record[name] for name in names)
+def _place(result: AttackedScores) -> tuple[str, int, Budget, int]:
+    return result.kind, result.step, result.budget, result.seed

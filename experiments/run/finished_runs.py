@@ -68,12 +68,10 @@ def find_workdirs(root: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def read_scores(workdir: pathlib.Path) -> tuple[Scores | None, tuple[AttackedScores, ...]]:
     """The last evaluation of a run and those under attack of the same step; None if unfinished."""
-    result = read_result(workdir)
-    if result is None:
+    scores = read_result(workdir)
+    if scores is None:
         return None, ()
-    scores = Scores.from_dict(result)
-    attacked = map(AttackedScores.from_dict, attacks.kept(workdir))
-    return scores, tuple(found for found in attacked if found.step == scores.step)
+    return scores, tuple(found for found in attacks.kept(workdir) if found.step == scores.step)
 
 
 def find_match(recipe: Config, runs: Iterable[FinishedRun]) -> Match | None:

@@ -11,8 +11,9 @@ from lrnet_jax.data import augment as augmentation
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.data.mixing import Mixed, mix
-from lrnet_jax.functional import Functional, Tree
-from lrnet_jax.training.attack import attack_network
+from lrnet_jax.functional import Functional, Variables
+from lrnet_jax.training.attack import Budget, attack_network
+from lrnet_jax.training.devices import DeviceBatch
 
 
 def open_data(config: Config, data_dir: str | None = None) -> Dataset:
@@ -51,7 +52,7 @@ def make_augment(
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Images uint8, positions in the global batch, key -> augmented and normalised images.
 
-    Those to be attacked stay uint8: `make_attack` normalises.
+    Images that will be attacked stay uint8, because `make_attack` normalises them.
     """
     finish = (lambda images: images) if config.attack.steps else normalize
 
@@ -76,8 +77,8 @@ def make_mix(
 
 def make_attack(
     config: Config, normalize: Callable[[jax.Array], jax.Array], functional: Functional
-) -> Callable[..., jax.Array] | None:
-    """Params, batch_stats, images uint8, labels, positions, key -> attacked, normalised images.
+) -> Callable[[Variables, DeviceBatch, jax.Array], jax.Array] | None:
+    """Variables, batch of uint8 images, key -> attacked, normalised images.
 
     None for regular training.
     """
@@ -87,28 +88,25 @@ def make_attack(
     attack = attack_network(
         functional, normalize, targeted=settings.targeted, random_start=settings.random_start
     )
+    budget = Budget(settings.epsilon, settings.step_size, settings.steps)
 
-    def craft(
-        params: Tree,
-        batch_stats: Tree,
-        images: jax.Array,
-        labels: jax.Array,
-        index: jax.Array,
-        key: jax.Array,
-    ) -> jax.Array:
-        numbers = (settings.epsilon, settings.step_size, settings.steps)
-        attacked = attack(params, batch_stats, images, labels, index, key, *numbers)
+    def craft(variables: Variables, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+        images = attack(variables, batch, key, budget)
         if settings.mixed:
-            attacked = jnp.where((index % 2 == 0)[:, None, None, None], attacked, images)
-        return normalize(attacked)
+            is_attacked = batch["index"] % 2 == 0
+            images = jnp.where(is_attacked[:, None, None, None], images, batch["image"])
+        return normalize(images)
 
     return craft
 
 
 def eval_batches(dataset: Dataset, batch_size: int, *, with_index: bool = False) -> Iterator[Batch]:
-    """The evaluation split, the share of this process, as the evaluation step takes it.
+    """The share of this process of the evaluation split, as the evaluation step takes it.
 
-    An attacked one also takes each image's place in the split.
+    Args:
+      dataset: the data set.
+      batch_size: images per step over all processes.
+      with_index: also each image's place in the split, which an attack needs.
     """
     names = ("image", "label", "mask", *(("index",) if with_index else ()))
     for batch in dataset.eval_batches(

@@ -4,7 +4,11 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
-from experiments.run.attacks import PAPER_BUDGETS, Budget
+from lrnet_jax.training.attack import Budget
+from lrnet_jax.training.evaluation import Evaluation
+
+# Table 9 gives eps; the steps are likely those of the work it follows, not certain.
+PAPER_BUDGETS: tuple[Budget, ...] = (Budget(16.0, 1.0, 20), Budget(16.0, 2.0, 10))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +33,11 @@ class Scores:
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """The record of a JSON object; keys of other versions are left out."""
         return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+
+    @classmethod
+    def at_step(cls, step: int, evaluation: Evaluation) -> Self:
+        """The scores of the checkpoint of a step."""
+        return cls(step, **dataclasses.asdict(evaluation))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,14 +22,15 @@ from experiments.run.assemble import Run, num_params
 from experiments.run.bad_step import save_bad_step
 from experiments.run.inputs import eval_batches
 from experiments.run.results import describe_result, print_summary
+from experiments.run.scores import Scores
 from experiments.run.workdir import check_checkpoint, claim_workdir
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.training import checkpoints, processes
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
-from lrnet_jax.training.devices import replicate
+from lrnet_jax.training.devices import DeviceBatch, replicate
 from lrnet_jax.training.divergence import DivergedError, fault
-from lrnet_jax.training.evaluation import evaluate
+from lrnet_jax.training.evaluation import Evaluation, evaluate
 from lrnet_jax.training.progress import Progress
 from lrnet_jax.training.reporting import NullReporter, Reporter, duration
 from lrnet_jax.training.state import TrainState
@@ -200,7 +201,7 @@ class Session:
             process_count=jax.process_count(),
         )
 
-    def take_step(self, batch: Batch) -> None:
+    def take_step(self, batch: DeviceBatch) -> None:
         """Takes the next step; the device computes on while this returns.
 
         Args:
@@ -226,12 +227,12 @@ class Session:
         A request to stop ends the evaluation without a result and sets `stopped`. The resumed run
         then evaluates again.
         """
-        result = self._evaluation()
-        if result is None:
+        evaluation = self._evaluation()
+        if evaluation is None:
             self.stopped = True
             return
-        self._record_evaluation(result)
-        self.reporter.line(f"evaluation at step {self.step}: {describe_result(result)}")
+        self._record_evaluation(evaluation)
+        self.reporter.line(f"evaluation at step {self.step}: {describe_result(evaluation)}")
         if self.progress.best_step == self.step:
             self.save()
 
@@ -277,26 +278,27 @@ class Session:
         metadata = {**self.run.metadata, "progress": progress.to_dict()}
         self.saver.save(self.state, metadata, best=progress.best_step)
 
-    def finish(self) -> dict[str, Any] | None:
+    def finish(self) -> Scores | None:
         """Saves, evaluates and writes the result; None if a signal stopped the run."""
         self.save()  # first, so that nothing computed is lost
         if self.saver is not None:
             self.saver.wait()
         total = self.run.total_steps
-        result = None if self.stopped else self._evaluation()
-        if result is None:
+        evaluation = None if self.stopped else self._evaluation()
+        if evaluation is None:
             by = self.stop.name or "a signal to another process"
             self.reporter.line(f"stopped by {by} after step {self.step} of {total}, which is saved")
             return None
-        result = {"step": total, **result}
-        self._record_evaluation(result)
+        result = Scores.at_step(total, evaluation)
+        self._record_evaluation(evaluation)
         best = self.progress
         if best.best_step != total:
             self.reporter.line(
                 f"best evaluation: top-1 {best.best_top1:.2f} % at step {best.best_step}"
             )
         if processes.is_first():
-            write_atomically(self.workdir / results.FILE, json.dumps(result, indent=2) + "\n")
+            record = json.dumps(dataclasses.asdict(result), indent=2) + "\n"
+            write_atomically(self.workdir / results.FILE, record)
             print(f"trained in {duration(self._spent())}")
             print_summary(self.workdir, result)
         return result
@@ -318,18 +320,18 @@ class Session:
             raise save_bad_step(self.workdir, self.config, self.dataset, step, reason)
         self._pending.clear()
 
-    def _evaluation(self) -> dict[str, Any] | None:
+    def _evaluation(self) -> Evaluation | None:
         """Top-1, top-5 and loss of the evaluation split; None if a stop was requested meanwhile."""
         batches = eval_batches(self.dataset, self.config.train.eval_batch_size)
         if processes.are_several():  # they agree on stops between steps only
-            return evaluate(self.run.eval_step, *self.state.evaluated, batches)
+            return evaluate(self.run.eval_step, self.state.evaluated, batches)
         batches = _until(self.stop, batches)
-        result = evaluate(self.run.eval_step, *self.state.evaluated, batches)
+        result = evaluate(self.run.eval_step, self.state.evaluated, batches)
         return None if self.stop else result
 
-    def _record_evaluation(self, result: dict[str, Any]) -> None:
-        self.reporter.scalars("eval", self.step, result)
-        self.progress = self.progress.after_evaluation(self.step, result["top1"])
+    def _record_evaluation(self, evaluation: Evaluation) -> None:
+        self.reporter.scalars("eval", self.step, dataclasses.asdict(evaluation))
+        self.progress = self.progress.after_evaluation(self.step, evaluation.top1)
 
     def _spent(self) -> float:
         """Seconds spent on the run, by this process and those before it."""

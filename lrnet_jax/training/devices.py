@@ -4,30 +4,34 @@ The steps themselves know only the name of the axis; `parallel` holds the one li
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
 
+from lrnet_jax.data.dataset import Batch
 from lrnet_jax.functional import Tree
 
 AXIS = "batch"  # the axis of collectives: the devices
 
-Batch = dict[str, Any]
+DeviceBatch = dict[str, jax.Array]
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 def parallel(
-    step: Callable[..., Any],
+    step: Callable[[Argument, DeviceBatch], Result],
     *,
     donate: bool = False,
     devices: Sequence[jax.Device] | None = None,
-) -> Callable[..., Any]:
+) -> Callable[[Argument, DeviceBatch], Result]:
     """`step(state, batch)` on all devices: one state for all, the batch split on axis 0.
 
-    State and results are never stacked: they come and go as single, replicated arrays.
+    State and results are single, replicated arrays; they are never stacked.
 
     Args:
-      step: from `train_step` or `eval_step`.
+      step: a `TrainStep`, or from `eval_step`.
       donate: whether the memory of the state passed in is used for the one returned.
       devices: to use; all local ones by default.
     """
@@ -46,7 +50,7 @@ def replicate(tree: Tree, devices: Sequence[jax.Device] | None = None) -> Tree:
     return jax.device_put(tree, _sharding(devices, jax.sharding.PartitionSpec()))
 
 
-def shard(batch: Batch, devices: Sequence[jax.Device] | None = None) -> Batch:
+def shard(batch: Batch, devices: Sequence[jax.Device] | None = None) -> DeviceBatch:
     """Sends a host batch to the devices, split on axis 0: (b, ...) -> (n, b / n, ...).
 
     Raises:

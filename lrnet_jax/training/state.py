@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lrnet_jax.functional import Tree
+from lrnet_jax.functional import Tree, Variables
 
 
 @jax.tree_util.register_dataclass
@@ -16,7 +16,7 @@ class TrainState:
     """Everything that training changes, in plain nested dicts.
 
     Attributes:
-      step: int32 scalar, how many steps were taken. With the global batch size it is also the
+      step: int32 scalar, the number of steps taken. With the global batch size, it is also the
         position in the data.
       params: float32 weights.
       batch_stats: float32 running mean and variance of every BatchNorm.
@@ -33,8 +33,8 @@ class TrainState:
     ema: Tree | None = None
 
     @property
-    def evaluated(self) -> tuple[Tree, Tree]:
-        """(params, batch_stats) to evaluate with: the averages, where there are any."""
+    def evaluated(self) -> Variables:
+        """The variables to evaluate with: the averages, where there are any."""
         if self.ema is None:
             return self.params, self.batch_stats
         return self.ema["params"], self.ema["batch_stats"]
@@ -48,14 +48,14 @@ def init_state(
     *,
     ema: bool = False,
 ) -> TrainState:
-    """The state before the first step; with `ema`, it keeps averages (see `train_step`)."""
+    """The state before the first step; with `ema`, it keeps averages (see `TrainStep`)."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         rng=jax.random.key_data(jax.random.key(seed)),
-        # Copies: the step is given the memory of the whole state, no buffer of it twice.
+        # Copied, because the state is donated to the step and no buffer may be donated twice.
         ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
     )
 

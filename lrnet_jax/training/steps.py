@@ -1,142 +1,209 @@
 """One training step and one evaluation step, as pure functions of arrays.
 
-They know nothing of pmap but the name of its axis: the caller wraps them (`devices.parallel` has
-the one line that does), and a test or a notebook can call them under plain vmap.
+They know nothing of pmap but the name of its axis. The caller wraps them (`devices.parallel` is the
+one line that does), and a test or a notebook can call them under plain vmap.
 """
 
+import dataclasses
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from lrnet_jax import random_keys
 from lrnet_jax.data.mixing import Mixed, swap_pairs
-from lrnet_jax.functional import Functional, Tree
+from lrnet_jax.functional import Functional, Tree, Variables
 from lrnet_jax.training.accumulation import mean_over_parts
-from lrnet_jax.training.devices import AXIS, Batch
+from lrnet_jax.training.devices import AXIS, DeviceBatch
 from lrnet_jax.training.state import TrainState, average
 
 
-def train_step(
-    functional: Functional,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    *,
-    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None,
-    label_smoothing: float = 0.0,
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
-    attack: Callable[..., jax.Array] | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds the training step of one device.
+class Examples(NamedTuple):
+    """Images and targets of some rows, as the network is trained on them.
 
-    Args:
+    Attributes:
+      images: (B, H, W, 3) normalised.
+      labels: (B,) int32.
+      other_labels: (B,) int32, the label of the image that is mixed in.
+      share: (B,) float32, how much of each image has the first label; 1 without mixing.
+    """
+
+    images: jax.Array
+    labels: jax.Array
+    other_labels: jax.Array
+    share: jax.Array
+
+
+class Gradients(NamedTuple):
+    """What some rows contribute to a step; means over the rows.
+
+    Attributes:
+      params: of the loss, like the parameters.
+      batch_stats: the updated running statistics.
+      loss: float32 scalar.
+      accuracy: float32 scalar. Of a mixed image, each label counts for its share.
+    """
+
+    params: Tree
+    batch_stats: Tree
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainStep:
+    """The training step of one device: (state, batch) -> (state, metrics).
+
+    The batch holds this device's share of image, label and index. Metrics are float32 scalars,
+    averaged over the devices.
+
+    Attributes:
       functional: the network.
       optimizer: from `optimizer.sgd`, or any other of optax.
-      schedule: only to report the rate.
-      augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. Draws
+      schedule: only to report the learning rate.
+      augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. It draws
         per position in the global batch, so that a batch is augmented alike on any devices.
       mix: (images as `augment` returns them, index, key) -> mixed images and how much of each is
         its own; see `lrnet_jax.data.mixing`. None in the paper's recipes.
       label_smoothing: 0 in the paper's recipes.
       ema_decay: of the averages of weights and running statistics, where the state keeps them
         (see `average`); 0 in the paper's recipes, which keep none.
-      accumulate: parts into which a device cuts its share, one in memory at a time. The gradients
-        and running statistics are the means over the parts: what the whole share gives, but for
-        rounding, where statistics are taken over groups of images that a part holds whole.
-      attack: (params, batch_stats, images as `augment` returns them, labels, index, key) ->
-        normalised images that mislead this network, to train on; see `training.attack`. None for
-        regular training.
-
-    Returns:
-      (state, batch) -> (state, metrics). The batch holds this device's share of image, label,
-      index. Metrics are float32 scalars, averaged over the devices.
+      accumulate: number of parts into which a device cuts its share, with one in memory at a time.
+        The gradients and running statistics are the means over the parts. Up to rounding they equal
+        those of the whole share where statistics are taken over groups of images that a part holds
+        whole.
+      attack: (variables, batch with the images as `augment` returns them, key) -> normalised images
+        that mislead this network, to train on; see `training.attack`. None for regular training.
 
     Raises:
-      ValueError: ema_decay is not in [0, 1), or (the step) contradicts the state.
+      ValueError: ema_decay is not in [0, 1), or (the call) contradicts the state.
     """
-    if not 0 <= ema_decay < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        if (state.ema is not None) != (ema_decay > 0):
+    functional: Functional
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    _: dataclasses.KW_ONLY
+    augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.0
+    accumulate: int = 1
+    attack: Callable[[Variables, DeviceBatch, jax.Array], jax.Array] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+
+    def __call__(
+        self, state: TrainState, batch: DeviceBatch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        """Takes one step."""
+        if (state.ema is not None) != (self.ema_decay > 0):
             raise ValueError(
-                f"ema_decay is {ema_decay}, and the state keeps {'no ' * (state.ema is None)}"
+                f"ema_decay is {self.ema_decay}, and the state keeps {'no ' * (state.ema is None)}"
                 "averages; give init_state ema=True exactly where ema_decay is above 0"
             )
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
-
-        def gradients(batch: Batch) -> tuple[Tree, Tree, jax.Array, jax.Array]:
-            """Gradients, running statistics, loss and accuracy of some rows."""
-            images, labels = augment(batch["image"], batch["index"], key), batch["label"]
-            if attack is not None:
-                # 2^32 - 2 is no place in a batch either, see below.
-                attack_key = jax.random.fold_in(key, np.uint32(2**32 - 2))
-                images = attack(
-                    state.params, state.batch_stats, images, labels, batch["index"], attack_key
-                )
-            if mix is None:
-                share, other_labels = jnp.ones(len(labels)), labels
-            else:
-                # 2^32 - 1 is no place in a batch: no bits in common with the augmentation.
-                mix_key = jax.random.fold_in(key, np.uint32(2**32 - 1))
-                images, share = mix(images, batch["index"], mix_key)
-                other_labels = swap_pairs(labels)
-
-            def loss_fn(params: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-                logits, batch_stats = functional.apply_train(params, state.batch_stats, images)
-                classes = logits.shape[-1]
-                targets = jax.nn.one_hot(labels, classes)
-                if mix is not None:
-                    others = jax.nn.one_hot(other_labels, classes)
-                    targets = share[:, None] * targets + (1 - share[:, None]) * others
-                targets = optax.smooth_labels(targets, label_smoothing)
-                loss = optax.softmax_cross_entropy(logits, targets).mean()
-                return loss, (logits, batch_stats)
-
-            grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-            (loss, (logits, batch_stats)), grads = grad_fn(state.params)
-            chosen = jnp.argmax(logits, -1)
-            # Of a mixed image, each label counts for its share.
-            right = share * (chosen == labels) + (1 - share) * (chosen == other_labels)
-            return grads, batch_stats, loss, jnp.mean(right)
-
+        gradients = functools.partial(self.gradients, state, key)
         # Shares are of equal size, so the mean over devices is the mean over the global batch.
-        # Running statistics are averaged too: one state, whatever device is asked for it.
-        grads, batch_stats, loss, accuracy = jax.lax.pmean(
-            mean_over_parts(gradients, batch, accumulate), AXIS
+        # Running statistics are averaged too, so that every device holds the same state.
+        means = jax.lax.pmean(mean_over_parts(gradients, batch, self.accumulate), AXIS)
+        new_state = self.apply_gradients(state, means)
+        metrics = {
+            "loss": means.loss,
+            "accuracy": means.accuracy,
+            "gradient_norm": optax.tree.norm(means.params),
+            "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
+        }
+        return new_state, metrics
+
+    def gradients(self, state: TrainState, key: jax.Array, batch: DeviceBatch) -> Gradients:
+        """Gradients, running statistics, loss and accuracy of some rows."""
+        examples = self.examples(state, key, batch)
+        loss_fn = functools.partial(
+            self.loss, batch_stats=state.batch_stats, examples=examples
+        )  # fmt: skip
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
         )
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return Gradients(grads, batch_stats, loss, accuracy(logits, examples))
+
+    def examples(self, state: TrainState, key: jax.Array, batch: DeviceBatch) -> Examples:
+        """The rows augmented, then attacked, then mixed."""
+        labels, index = batch["label"], batch["index"]
+        images = self.augment(batch["image"], index, key)
+        if self.attack is not None:
+            attack_key = jax.random.fold_in(key, random_keys.ATTACK)
+            variables = (state.params, state.batch_stats)
+            images = self.attack(variables, {**batch, "image": images}, attack_key)
+        if self.mix is None:
+            return Examples(images, labels, labels, jnp.ones(len(labels)))
+        images, share = self.mix(images, index, jax.random.fold_in(key, random_keys.MIX))
+        return Examples(images, labels, swap_pairs(labels), share)
+
+    def loss(
+        self, params: Tree, batch_stats: Tree, examples: Examples
+    ) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+        """Mean cross-entropy of some rows; beside it, logits and running statistics."""
+        logits, batch_stats = self.functional.apply_train(params, batch_stats, examples.images)
+        targets = jax.nn.one_hot(examples.labels, logits.shape[-1])
+        if self.mix is not None:
+            others = jax.nn.one_hot(examples.other_labels, logits.shape[-1])
+            share = examples.share[:, None]
+            targets = share * targets + (1 - share) * others
+        targets = optax.smooth_labels(targets, self.label_smoothing)
+        return optax.softmax_cross_entropy(logits, targets).mean(), (logits, batch_stats)
+
+    def apply_gradients(self, state: TrainState, means: Gradients) -> TrainState:
+        """The state after a step with these gradients."""
+        updates, opt_state = self.optimizer.update(means.params, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:
-            # Statistics too: those of the newest weights do not fit the averaged ones.
-            new = {"params": params, "batch_stats": batch_stats}
-            ema = average(ema, new, state.step + 1, ema_decay)
-        new_state = TrainState(
+            # Statistics are averaged too: those of the newest weights do not fit averaged weights.
+            new = {"params": params, "batch_stats": means.batch_stats}
+            ema = average(ema, new, state.step + 1, self.ema_decay)
+        return TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=batch_stats,
+            batch_stats=means.batch_stats,
             opt_state=opt_state,
             rng=state.rng,
             ema=ema,
         )
-        metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
-            "gradient_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-        }
-        return new_state, metrics
 
-    return step
+
+def accuracy(logits: jax.Array, examples: Examples) -> jax.Array:
+    """The share of rows whose label has the highest logit; of a mixed image, each label's share."""
+    chosen = jnp.argmax(logits, -1)
+    labels, others, share = examples.labels, examples.other_labels, examples.share
+    return jnp.mean(share * (chosen == labels) + (1 - share) * (chosen == others))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over the unmasked images of all devices.
+
+    Attributes:
+      count: int32, the images.
+      loss: float32, their losses.
+      top1: int32, those whose label has the highest logit.
+      top5: int32, those whose label is among the five highest.
+    """
+
+    count: jax.Array
+    loss: jax.Array
+    top1: jax.Array
+    top5: jax.Array
 
 
 def eval_step(
     functional: Functional, normalize: Callable[[jax.Array], jax.Array]
-) -> Callable[[tuple[Tree, Tree], Batch], dict[str, jax.Array]]:
+) -> Callable[[Variables, DeviceBatch], Sums]:
     """Builds the evaluation step of one device.
 
     Args:
@@ -144,24 +211,23 @@ def eval_step(
       normalize: images uint8 -> normalised float images.
 
     Returns:
-      ((params, batch_stats), batch) -> sums over the unmasked images of all devices: count, top1
-      and top5 (int32) and loss (float32). The batch holds image, label and mask.
+      ((params, batch_stats), batch) -> sums. The batch holds image, label and mask.
     """
 
-    def step(variables: tuple[Tree, Tree], batch: Batch) -> dict[str, jax.Array]:
+    def step(variables: Variables, batch: DeviceBatch) -> Sums:
         logits = functional.apply(*variables, normalize(batch["image"]))
         labels, mask = batch["label"], batch["mask"]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-        # The label's rank. A class tied with it counts as ahead, so that a network whose logits
-        # are all equal (or NaN, which no comparison passes) scores nothing.
-        ahead = jnp.sum(~(logits < own), axis=-1) - 1
-        sums = {
-            "count": jnp.sum(mask, dtype=jnp.int32),
-            "top1": jnp.sum(mask & (ahead < 1), dtype=jnp.int32),
-            "top5": jnp.sum(mask & (ahead < 5), dtype=jnp.int32),
-            "loss": jnp.sum(jnp.where(mask, losses, 0)),
-        }
+        label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+        # A class tied with the label counts as ahead of it, so that a network whose logits are all
+        # equal (or NaN, which no comparison passes) scores nothing.
+        ahead = jnp.sum(~(logits < label_logits), axis=-1) - 1
+        sums = Sums(
+            count=jnp.sum(mask, dtype=jnp.int32),
+            loss=jnp.sum(jnp.where(mask, losses, 0)),
+            top1=jnp.sum(mask & (ahead < 1), dtype=jnp.int32),
+            top5=jnp.sum(mask & (ahead < 5), dtype=jnp.int32),
+        )
         return jax.lax.psum(sums, AXIS)
 
     return step

@@ -5,6 +5,7 @@ import json
 from experiments import config as configs
 from experiments.run import attacks
 from experiments.run.results import FILE as RESULT
+from experiments.run.scores import AttackedScores
 
 STEP = 9
 
@@ -28,11 +29,11 @@ def finish(workdir, config, top1, attacked=None):
     scores = {"top1": top1, "top5": 99.96, "loss": 0.5, "count": 2000}
     (workdir / RESULT).write_text(json.dumps({"step": STEP, **scores}))
     for kind, records in (attacked or {}).items():
-        attacks.keep(workdir, kind, {"step": STEP, **scores, "attacked": records})
+        attacks.keep(workdir, [AttackedScores(kind, STEP, **record) for record in records])
 
 
 def under_attack(top1, epsilon=16.0, step_size=1.0, steps=20):
-    """The record of one attack, by default at the paper's first budget."""
+    """The record of one attack but its kind and step; by default at the paper's first budget."""
     budget = {"epsilon": epsilon, "step_size": step_size, "steps": steps}
     return {**budget, "seed": 0, "top1": top1, "top5": 99.0, "loss": 2.0, "count": 2000}
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from experiments.evaluate import evaluate_checkpoint
+from experiments.evaluate import evaluate_checkpoint, open_checkpoint
 from experiments.prepare.imagenet_builder import prepare
 from experiments.prepare.imagenet_tars import Counts
 from lrnet_jax.training.checkpoints import FOLDER
@@ -126,8 +126,8 @@ def test_prepare_train_kill_resume_evaluate(data_dir, tmp_path):
     assert "resumed at step" in finish(start(killed, data_dir))
     assert losses(killed) == losses(whole)
     assert json.loads((killed / "result.json").read_text()) == result
-    again = evaluate_checkpoint(str(killed), data_dir=str(data_dir))
+    again = evaluate_checkpoint(open_checkpoint(str(killed), data_dir=str(data_dir)))
     # Here on four devices: the same sums in another order.
-    assert again["count"] == result["count"]
-    assert again["top1"] == result["top1"]
-    assert again["loss"] == pytest.approx(result["loss"], rel=1e-4)
+    assert again.count == result["count"]
+    assert again.top1 == result["top1"]
+    assert again.loss == pytest.approx(result["loss"], rel=1e-4)

@@ -15,6 +15,7 @@ from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run import attacks
 from experiments.run.child import Child
+from experiments.run.scores import AttackedScores
 from tests.experiments.finished_run import STEP, finish, under_attack
 
 
@@ -41,8 +42,8 @@ def started(monkeypatch):
                 for epsilon in epsilons
                 for step_size, steps in ((1.0, 20), (2.0, 10))
             ]
-            result = {"step": STEP, "attacked": attacked}
-            attacks.keep(pathlib.Path(options["run"]), options["attack"], result)
+            scores = [AttackedScores(options["attack"], STEP, **record) for record in attacked]
+            attacks.keep(pathlib.Path(options["run"]), scores)
             return 0
         if options["config"] == "table4/lrnet26_d8":
             return 2
@@ -123,6 +124,7 @@ import sys
 from experiments import sweep
 from experiments.cli import command_line
 from experiments.run.child import Child
+from experiments.run.scores import AttackedScores
 
 run = Child.run
 sleep = "import time; print('up', flush=True); time.sleep(60)"

@@ -13,7 +13,7 @@ import pytest
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import ConfigError
-from experiments.evaluate import evaluate_checkpoint
+from experiments.evaluate import evaluate_checkpoint, open_checkpoint
 from experiments.recipes import RECIPES
 from experiments.run.artifact import MODULE, export, verify
 from experiments.run.results import FILE as RESULT
@@ -38,19 +38,21 @@ def test_a_run_leaves_what_it_should(run):
     assert set(metrics(workdir)[0]) == {
         "kind", "step", "loss", "accuracy", "gradient_norm", "learning_rate",
     }  # fmt: skip
-    assert json.loads((workdir / RESULT).read_text()) == result
-    assert result["count"] == 2000
-    assert metrics(workdir, "eval") == [{"kind": "eval", **result}]
+    record = json.loads((workdir / RESULT).read_text())
+    assert list(record) == ["step", "top1", "top5", "loss", "count"]
+    assert record == dataclasses.asdict(result)
+    assert result.count == 2000
+    assert metrics(workdir, "eval") == [{"kind": "eval", **record}]
     assert configs.load(workdir / configs.FILE) == tiny()
     assert checkpoints.find(workdir).folder.name == "8"
 
 
 def test_evaluate_reproduces_the_final_numbers_exactly(run):
     workdir, result = run
-    assert evaluate_checkpoint(str(workdir)) == result
-    last = evaluate_checkpoint(str(workdir), ema=False)
-    assert last["count"] == result["count"]
-    assert last["loss"] != result["loss"]
+    assert evaluate_checkpoint(open_checkpoint(str(workdir))) == result
+    last = evaluate_checkpoint(open_checkpoint(str(workdir), ema=False))
+    assert last.count == result.count
+    assert last.loss != result.loss
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):
@@ -113,7 +115,7 @@ def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
     assert (workdir / METRICS).read_text() == before
     said = capsys.readouterr().out
     assert f"{workdir} is finished" in said
-    assert f"final: top-1 {result['top1']:.2f} %" in said
+    assert f"final: top-1 {result.top1:.2f} %" in said
 
 
 @pytest.mark.parametrize(

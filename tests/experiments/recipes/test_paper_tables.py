@@ -174,7 +174,7 @@ def test_a_step_reaches_every_parameter(variant):
     functional, params, batch_stats = split(model)
     plain = sgd(lambda _: 1.0, momentum=0.0, weight_decay=0.0)  # a step is the gradient
     state = init_state(params, batch_stats, plain, seed=0)
-    step = steps.train_step(functional, plain, lambda _: 1.0, augment=lambda x, index, key: x)
+    step = steps.TrainStep(functional, plain, lambda _: 1.0, augment=lambda x, index, key: x)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(1, 2, 9, 9, 3)), jnp.float32)
     batch = {"image": images, "label": jnp.array([[0, 2]]), "index": jnp.array([[0, 1]])}

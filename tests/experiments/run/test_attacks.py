@@ -1,17 +1,22 @@
 """Adversarial training and evaluation under attack, end to end on a network that takes seconds."""
 
+import dataclasses
 import json
 
 import pytest
 
+from experiments import config as configs
 from experiments.cli import attack_flags, command_line
 from experiments.cli.overrides import override
 from experiments.config import ConfigError
-from experiments.evaluate import evaluate_checkpoint
+from experiments.evaluate import attack_checkpoint, evaluate_checkpoint, open_checkpoint
 from experiments.recipes import RECIPES
 from experiments.run import attacks
-from experiments.run.attacks import Budget
+from experiments.run.attacks import Plan
+from experiments.run.scores import AttackedScores
 from experiments.train import train
+from lrnet_jax.training.attack import Budget
+from tests.experiments.finished_run import under_attack
 from tests.experiments.tiny_run import tiny
 
 
@@ -21,27 +26,32 @@ def test_an_adversarial_run_and_its_numbers(tmp_path, monkeypatch):
     result = train(config, tmp_path / "run")
 
     budgets = (Budget(0.0, 1.0, 3), Budget(64.0, 16.0, 6))
-    attacked = evaluate_checkpoint(str(tmp_path / "run"), attack="untargeted", budgets=budgets)
-    none, strong = attacked.pop("attacked")
-    assert attacked == result
-    assert {name: none[name] for name in ("top1", "top5", "count")} == {
-        name: result[name] for name in ("top1", "top5", "count")
-    }
-    assert none["loss"] == pytest.approx(result["loss"], rel=1e-5)
-    assert strong["loss"] > result["loss"]
-    assert (strong["epsilon"], strong["step_size"], strong["steps"]) == (64, 16, 6)
+    checkpoint = open_checkpoint(str(tmp_path / "run"))
+    assert evaluate_checkpoint(checkpoint) == result
+    none, strong = attack_checkpoint(checkpoint, Plan("untargeted", budgets))
+    assert (none.top1, none.top5, none.count) == (result.top1, result.top5, result.count)
+    assert none.loss == pytest.approx(result.loss, rel=1e-5)
+    assert strong.loss > result.loss
+    assert (strong.kind, strong.step, strong.budget) == ("untargeted", result.step, budgets[1])
 
-    attacks.keep(tmp_path / "run", "untargeted", {**attacked, "attacked": [none, strong]})
-    attacks.keep(tmp_path / "run", "targeted", {**attacked, "attacked": [strong]})
-    attacks.keep(tmp_path / "run", "targeted", {**attacked, "attacked": [{**strong, "top1": 1}]})
-    kept = attacks.kept(tmp_path / "run")
-    assert [(r["kind"], r["epsilon"]) for r in kept] == [
-        ("untargeted", 0.0), ("untargeted", 64.0), ("targeted", 64.0),
+    targeted = dataclasses.replace(strong, kind="targeted")
+    attacks.keep(tmp_path / "run", [none, strong])
+    attacks.keep(tmp_path / "run", [targeted])
+    attacks.keep(tmp_path / "run", [dataclasses.replace(targeted, top1=1.0)])
+    assert attacks.kept(tmp_path / "run") == [
+        none, strong, dataclasses.replace(targeted, top1=1.0),
     ]  # fmt: skip
-    assert kept[-1]["top1"] == 1
-    assert json.dumps(kept)
-    attacks.keep(tmp_path, "targeted", {**attacked, "attacked": [strong]})  # no workdir
+    attacks.keep(tmp_path, [strong])  # no workdir
     assert attacks.kept(tmp_path) == []
+
+
+def test_the_keys_of_the_file_stay(tmp_path):
+    (tmp_path / configs.FILE).touch()
+    attacks.keep(tmp_path, [AttackedScores("targeted", 7, **under_attack(40.0))])
+    assert json.loads((tmp_path / attacks.FILE).read_text()) == [
+        {"kind": "targeted", "step": 7, "epsilon": 16.0, "step_size": 1.0, "steps": 20, "seed": 0,
+         "top1": 40.0, "top5": 99.0, "loss": 2.0, "count": 2000}
+    ]  # fmt: skip
 
 
 def test_mixed_images_are_not_attacked():

@@ -17,7 +17,7 @@ def wait_until(condition, seconds=5.0):
 
 
 def threads():
-    return [t for t in threading.enumerate() if t.name == "prefetch"]
+    return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
 def test_order_and_put():
@@ -36,6 +36,7 @@ def test_stays_just_so_far_ahead(depth):
 
     with prefetch(batches(), lambda x: x, depth) as ready:
         wait_until(lambda: len(loaded) == depth)
+        assert len(threads()) == 1
         assert next(ready) == 0
         wait_until(lambda: len(loaded) == depth + 1)
         time.sleep(0.02)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from lrnet_jax.training.accumulation import mean_over_parts
-from lrnet_jax.training.divergence import fault
 
 
 def test_the_mean_over_parts_by_hand():
@@ -24,18 +23,3 @@ def test_the_mean_over_parts_by_hand():
     np.testing.assert_array_equal(mean_over_parts(function, batch, 1)["sum"], 15)
     with pytest.raises(ValueError, match="a share of 6 images cannot be split into 4 equal parts"):
         mean_over_parts(function, batch, 4)
-
-
-@pytest.mark.parametrize(
-    ("loss", "norm", "found"),
-    [
-        (2.3, 1.0, None),
-        (float("nan"), 1.0, "loss is nan"),
-        (2.3, float("inf"), "gradient_norm is inf"),
-        (1001.0, 1.0, "loss is 1001, above train.max_loss 1000.0"),
-    ],
-)
-def test_faults(loss, norm, found):
-    assert fault({"loss": loss, "gradient_norm": norm}, 1000.0) == found
-    if loss == 1001:
-        assert fault({"loss": loss, "gradient_norm": norm}, None) is None

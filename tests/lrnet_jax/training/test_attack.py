@@ -15,7 +15,7 @@ from lrnet_jax.data import open_dataset
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.functional import split
 from lrnet_jax.training import steps
-from lrnet_jax.training.attack import attack_network, pgd, random_wrong_class
+from lrnet_jax.training.attack import Budget, attack_network, pgd, random_wrong_class
 from lrnet_jax.training.devices import AXIS
 from lrnet_jax.training.optimizer import sgd
 from lrnet_jax.training.state import init_state
@@ -34,9 +34,9 @@ def linear(x):
 
 @functools.partial(jax.jit, static_argnames=("targeted", "random_start"))
 def attacked(images, epsilon, step_size, number, index=INDEX, *, targeted, random_start):
-    settings = {"epsilon": epsilon, "step_size": step_size, "steps": number}
-    settings |= {"targeted": targeted, "random_start": random_start}
-    return pgd(linear, images, LABELS, index, KEY, **settings)
+    batch = {"image": images, "label": LABELS, "index": index}
+    budget = Budget(epsilon, step_size, number)
+    return pgd(linear, batch, KEY, budget, targeted=targeted, random_start=random_start)
 
 
 @pytest.mark.parametrize(("targeted", "random_start"), [(False, True), (True, False)])
@@ -65,13 +65,13 @@ def test_a_linear_network_by_hand():
         return linear(x)[:, :2] / 100
 
     labels = LABELS % 2
-    numbers = {"epsilon": 3.0, "step_size": 1.0, "steps": 3, "random_start": False}
+    budget = Budget(epsilon=3.0, step_size=1.0, steps=3)
     toward = np.sign(WEIGHTS[:, 1] - WEIGHTS[:, 0]).reshape(SHAPE[1:])
     away = np.where((labels == 0)[:, None, None, None], toward, -toward)
     want = np.clip(IMAGES + 3 * away, 0, 255)
     for targeted in (False, True):  # of two classes, the target is the other one
-        attack = jax.jit(functools.partial(pgd, two, targeted=targeted, **numbers))
-        out = attack(IMAGES, labels, INDEX, KEY)
+        attack = jax.jit(functools.partial(pgd, two, targeted=targeted, random_start=False))
+        out = attack({"image": IMAGES, "label": labels, "index": INDEX}, KEY, budget)
         np.testing.assert_array_equal(out, want)
 
 
@@ -90,9 +90,9 @@ def test_steps_raise_the_loss_and_none_changes_nothing():
 def test_images_are_attacked_alike_on_any_devices():
     kind = {"targeted": True, "random_start": True}
     whole = attacked(IMAGES, 16.0, 2.0, 3, **kind)
-    settings = {"epsilon": 16.0, "step_size": 2.0, "steps": 3}
-    split = jax.pmap(lambda x, y, i: pgd(linear, x, y, i, KEY, **settings, **kind))
-    parts = split(IMAGES.reshape(4, 2, *SHAPE[1:]), LABELS.reshape(4, 2), INDEX.reshape(4, 2))
+    split = jax.pmap(lambda batch: pgd(linear, batch, KEY, Budget(16.0, 2.0, 3), **kind))
+    batch = {"image": IMAGES, "label": LABELS, "index": INDEX}
+    parts = split(jax.tree.map(lambda x: x.reshape(4, 2, *x.shape[1:]), batch))
     np.testing.assert_array_equal(parts.reshape(SHAPE), whole)
     other = attacked(IMAGES, 16.0, 2.0, 3, INDEX + 8, **kind)
     assert (np.asarray(other) != whole).any((1, 2, 3)).all()
@@ -136,7 +136,7 @@ def trained():
     optimizer = sgd(lambda _: 0.1, weight_decay=0.0)
     state = init_state(params, batch_stats, optimizer, seed=0)
     step = on_one(
-        steps.train_step(
+        steps.TrainStep(
             functional, optimizer, lambda _: 0.1, augment=lambda x, i, k: normalize(x, MEAN, STD)
         )
     )
@@ -153,7 +153,7 @@ def network_logits(params, batch_stats, images):
 
 
 @functools.partial(jax.jit, static_argnames=("targeted", "random_start"))
-def network_attack(images, labels, numbers, *, targeted=False, random_start=True):
+def network_attack(images, labels, budget, *, targeted=False, random_start=True):
     functional, params, batch_stats, *_ = trained()
     attack = attack_network(
         functional,
@@ -161,7 +161,8 @@ def network_attack(images, labels, numbers, *, targeted=False, random_start=True
         targeted=targeted,
         random_start=random_start,
     )
-    return attack(params, batch_stats, images, labels, jnp.arange(len(images)), KEY, *numbers)
+    batch = {"image": images, "label": labels, "index": jnp.arange(len(images))}
+    return attack((params, batch_stats), batch, KEY, budget)
 
 
 def accuracy(images):
@@ -173,7 +174,8 @@ def test_accuracy_falls_with_eps_and_stays_without():
     *_, images, labels = trained()
     clean = accuracy(images)
     assert clean > 0.6
-    under = [accuracy(network_attack(images, labels, (e, e / 8 + 1, 20))) for e in (0.0, 8.0, 64.0)]
+    budgets = [Budget(epsilon, epsilon / 8 + 1, 20) for epsilon in (0.0, 8.0, 64.0)]
+    under = [accuracy(network_attack(images, labels, budget)) for budget in budgets]
     assert under[0] == clean
     assert under[1] < clean
     assert under[2] < 0.02
@@ -189,12 +191,12 @@ def test_a_step_trains_on_the_attacked_images():
     seen = []
 
     def craft(*arguments):
-        crafted = attack(*arguments, 16.0, 1.0, 3)
+        crafted = attack(*arguments, Budget(16.0, 1.0, 3))
         jax.debug.callback(lambda x: seen.append(np.array(x)), crafted)
         return finish(crafted)
 
     batch = {"image": images[:32], "label": labels[:32], "index": jnp.arange(32)}
-    make = functools.partial(steps.train_step, functional, optimizer, lambda _: 0.1)
+    make = functools.partial(steps.TrainStep, functional, optimizer, lambda _: 0.1)
     after, _ = on_one(make(augment=lambda x, i, k: x, attack=craft))(state, batch)
     jax.effects_barrier()
     (crafted,) = seen
@@ -229,8 +231,8 @@ def test_as_strong_as_foolbox(targeted):
     for epsilon, size, number in ((4.0, 1.0, 6), (16.0, 1.0, 20), (16.0, 2.0, 10)):
         theirs = foolbox.attacks.LinfPGD(abs_stepsize=size, steps=number, random_start=False)
         other = theirs.run(network, pixels, criterion, epsilon=epsilon)
-        numbers, kind = (epsilon, size, number), {"targeted": targeted, "random_start": False}
-        own = network_attack(images, labels, numbers, **kind)
+        budget = Budget(epsilon, size, number)
+        own = network_attack(images, labels, budget, targeted=targeted, random_start=False)
         print(
             f"targeted {targeted}, eps {epsilon}, {number} steps of {size}: top-1 falls from "
             f"{accuracy(images):.2%} to {accuracy(own):.2%}, with foolbox {accuracy(other):.2%}"
