@@ -1,4 +1,4 @@
-"""Training runs as processes of their own, to be killed."""
+"""Training runs in separate processes that a test can kill."""
 
 import contextlib
 import os
@@ -35,7 +35,7 @@ def environment(devices, cache):
 
 
 class Job:
-    """A run in a process; what it says goes to a file."""
+    """A run in a process that prints to a file."""
 
     def __init__(self, workdir, changes, *, devices, cache, arguments=(), log=None):
         self.log = (log or pathlib.Path(workdir).parent) / f"{time.monotonic_ns()}.log"
@@ -45,28 +45,28 @@ class Job:
                 stdout=file, stderr=subprocess.STDOUT, env=environment(devices, cache),
             )  # fmt: skip
 
-    def said(self):
+    def output(self):
         return self.log.read_text()
 
     def wait(self, timeout=TIMEOUT):
-        """The exit code; what the process said if it does not end."""
+        """The exit code. If the process does not end, the error shows what it printed."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            raise AssertionError(f"did not end in {timeout} s:\n{self.said()}") from None
+            raise AssertionError(f"did not end in {timeout} s:\n{self.output()}") from None
 
     def until(self, text, timeout=TIMEOUT):
-        """Waits until it has said something; False if it ended before."""
+        """Waits until it has printed a text; False if it ended before."""
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            if text in self.said():
+            if text in self.output():
                 return True
             if self.process.poll() is not None:
                 return False
             time.sleep(0.02)
         self.process.kill()
-        raise AssertionError(f"did not say {text!r} in {timeout} s:\n{self.said()}")
+        raise AssertionError(f"did not print {text!r} in {timeout} s:\n{self.output()}")
 
     def until_steps(self, workdir, count, timeout=TIMEOUT):
         """Waits until so many steps of the run are recorded, or the process ended."""

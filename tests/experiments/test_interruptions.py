@@ -1,4 +1,4 @@
-"""Stopped, killed, restarted, in the way of another: a run ends as if nothing had happened."""
+"""A run that is stopped, killed and restarted ends as if nothing had happened."""
 
 import contextlib
 import os
@@ -21,7 +21,7 @@ EVALUATED = {"train.eval_every_epochs": "0.0024", "train.log_every": "5"}  # aft
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """The run that nothing happened to: (workdir, result)."""
+    """The run that was never interrupted: (workdir, result)."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     return workdir, train(tiny(**EVALUATED), workdir)
 
@@ -31,7 +31,7 @@ class PowerCutError(Exception):
 
 
 def before_step(monkeypatch, number, act):
-    """Calls `act` when step `number` of the next `train` asks for its batch."""
+    """Calls `act` when step `number` of the next `train` requests its batch."""
 
     def batches(source, put):
         for step, batch in enumerate(source, start=1):
@@ -55,7 +55,7 @@ def test_signals_power_cuts_and_evaluations_leave_no_trace(whole, tmp_path, monk
     assert "stopped by SIGTERM after step 2 of 8, which is saved" in capsys.readouterr().err
     assert len(metrics(workdir)) == 2
 
-    # In the middle of the evaluation after step 3, which is then done again.
+    # This signal comes in the middle of the evaluation after step 3, which is then repeated.
     with monkeypatch.context() as patch:
         evaluate = session.evaluate
         patch.setattr(
@@ -96,7 +96,7 @@ def test_the_record_of_a_saved_step_is_never_lost(tmp_path, monkeypatch):
 
 
 def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
-    """The clock jumps to a save after step 3; the multiples of 5 stay; the newest is one."""
+    """The clock causes a save after step 3; the multiples of 5 are kept, and the newest."""
     config = tiny(
         **{"train.keep_every": "5", "train.keep_checkpoints": "1", "train.checkpoint_every": "100"}
     )
@@ -111,7 +111,7 @@ def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
     real = time.monotonic
     jump = []
     monkeypatch.setattr(time, "monotonic", lambda: real() + sum(jump))
-    # The calendar is of no account.
+    # The wall clock does not matter.
     calendar = time.time
     monkeypatch.setattr(time, "time", lambda: calendar() - 200 * sum(jump))
     before_step(monkeypatch, 3, lambda: jump.append(601))
@@ -120,8 +120,8 @@ def test_saves_by_time_and_by_multiples(tmp_path, monkeypatch):
     assert checkpoints.steps_in(tmp_path / "run" / checkpoints.FOLDER) == [5, 8]
 
 
-def test_a_workdir_has_one_owner(tmp_path):
-    """Another process holds it, is named, and holds it no more once it is killed."""
+def test_one_process_at_a_time_locks_a_workdir(tmp_path):
+    """The message names the process that holds the lock; the lock ends when that is killed."""
     program = (
         "import pathlib, sys, time; from lrnet_jax.training.workdir_lock import lock_workdir\n"
         "with lock_workdir(pathlib.Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"

@@ -1,10 +1,10 @@
-"""What saving costs, measured on a run of seconds."""
+"""The costs of saving, measured on a run of seconds."""
 
 from experiments.measure_saving import measure
 from tests.experiments.tiny_run import tiny
 
 
-def test_the_measurement_runs_and_says_what_it_found():
+def test_the_measurement_runs():
     found = measure(tiny(), rounds=3, block=2)
     assert set(found._fields) == {
         "step_ms",

@@ -1,4 +1,4 @@
-"""A run that goes wrong: where it stops, what it leaves, what the replay says."""
+"""A run that diverges: where it stops, what it leaves, what the replay prints."""
 
 import json
 import math
@@ -38,12 +38,12 @@ def test_an_exploding_run_stops_and_its_step_can_be_replayed(tmp_path):
     np.testing.assert_array_equal(batch["image"], np.repeat(images, 3, axis=3))
     np.testing.assert_array_equal(batch["label"], dataset.train_labels[record["images"]])
 
-    said = replay(folder)
-    again = json.loads(said[0].partition(": ")[2])
+    lines = replay(folder)
+    again = json.loads(lines[0].partition(": ")[2])
     np.testing.assert_equal(again, {name: bad[name] for name in again})
     assert checkpoints.find(folder / "state").metadata["step"] == bad["step"] - 1
 
-    # The same command tries again, and comes to the same end.
+    # The same command tries again, with the same end.
     with pytest.raises(DivergedError, match=f"step {bad['step']}: "):
         train(config, workdir)
 

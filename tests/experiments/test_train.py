@@ -1,4 +1,4 @@
-"""The main job end to end, on a network that takes seconds."""
+"""Training from end to end, with a network that takes seconds."""
 
 import contextlib
 import dataclasses
@@ -56,7 +56,7 @@ def test_evaluate_reproduces_the_final_numbers_exactly(run):
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):
-    """Stopped after step 6, two steps past its checkpoint: parameters and records as if never."""
+    """It stops two steps past its checkpoint; parameters and records do not differ."""
     whole, result = run
     workdir = tmp_path / "stopped"
 
@@ -81,12 +81,12 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
 
 
 def test_an_export_computes_what_the_network_does(run, tmp_path):
-    """Written, read back, and both halves compared; then without our code at all."""
+    """It is written, read back and compared, then run without lrnet_jax."""
     workdir, _ = run
     out = tmp_path / "export"
-    said = "\n".join(export(workdir, out, images=3))
+    printed = "\n".join(export(workdir, out, images=3))
     for text in ("step 8 of", "averaged weights", "lowered for cpu, cuda; not run on cuda"):
-        assert text in said
+        assert text in printed
     model, metadata = lrnet_jax.load_checkpoint(out)
     assert model.variant.prior == "table"
     assert (metadata["step"], metadata["num_classes"]) == (8, 10)
@@ -108,14 +108,14 @@ def test_an_export_computes_what_the_network_does(run, tmp_path):
         lrnet_jax.load_checkpoint(out)
 
 
-def test_a_finished_run_is_told_again_not_trained_again(run, capsys):
+def test_a_finished_run_is_reported_again_not_trained_again(run, capsys):
     workdir, result = run
     before = (workdir / METRICS).read_text()
     assert train(tiny(), workdir) == result
     assert (workdir / METRICS).read_text() == before
-    said = capsys.readouterr().out
-    assert f"{workdir} is finished" in said
-    assert f"final: top-1 {result.top1:.2f} %" in said
+    output = capsys.readouterr().out
+    assert f"{workdir} is finished" in output
+    assert f"final: top-1 {result.top1:.2f} %" in output
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_the_command_line_ends_slips_in_one_line(module, arguments, message):
 
 
 def test_imagenet_that_is_not_here(tmp_path):
-    """The main job without its data says which files it needs, where it looked, what to type."""
+    """The error names the files that are needed, the folder that was searched, what to type."""
     done = call(
         "train", "--config=lrnet50", f"--config.data.data_dir={tmp_path}",
         f"--workdir={tmp_path / 'run'}",

@@ -1,0 +1,75 @@
+"""Fields of a configuration that are changed as text, and the answers to slips."""
+
+import dataclasses
+
+import pytest
+
+import lrnet_jax
+from experiments.cli.overrides import override
+from experiments.config import ConfigError
+from experiments.recipes import RECIPES
+
+QUICK = RECIPES["quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "value"),
+    [
+        ("optim.learning_rate", "2e-1", 0.2),
+        ("train.batch_size", "64", 64),
+        ("data.flip", "false", False),
+        ("data.data_dir", "/data", "/data"),
+        ("data.data_dir", "none", None),
+        ("optim.boundaries", "1,2.5", (1.0, 2.5)),
+        ("optim.decay", "steps", "steps"),
+        ("model.kernel_size", "5", 5),
+        ("model.depths", "(1, 2, 3)", (1, 2, 3)),
+        ("model.stage_channels", "64", 64),
+        ("model.stage_channels", "64,96", (64, 96)),
+        ("model.scale", "0.5", 0.5),
+        ("seed", "7", 7),
+    ],
+)
+def test_override(path, text, value):
+    node = override(QUICK, path, text)
+    for name in path.split("."):
+        node = getattr(node, name)
+    assert node == value
+    assert type(node) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        ("optim.learnig_rate", "1", "no field config.optim.learnig_rate; did you mean optim.learn"),
+        ("learning_rate", "1", "did you mean optim.learning_rate?"),
+        ("optm.momentum", "1", "did you mean optim"),
+        ("optim", "1", "config.optim is a section; set one of its fields: learning_rate,"),
+        ("seed.x", "1", "seed is a field, not a section"),
+        ("recipe", "x", "no field config.recipe"),
+        ("train.batch_size", "1e3", "config.train.batch_size must be a whole number, got '1e3'"),
+        ("optim.momentum", "big", "must be a number, got 'big'"),
+        ("optim.momentum", "1", r"optim.momentum must be in \[0, 1\), got 1.0"),
+        ("optim.boundaries", "3,2", "boundaries must rise"),
+        ("data.mixup_alpha", "-1", "data.mixup_alpha must be at least 0, got -1.0"),
+        ("data.cutmix_alpha", "nan", "data.cutmix_alpha must be at least 0, got nan"),
+        ("train.ema_decay", "1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
+        ("data.flip", "maybe", "must be true or false, got 'maybe'"),
+        ("optim.decay", "step", "must be one of steps, cosine; got 'step'; did you mean steps?"),
+        ("model.kernel_size", "8", "kernel_size must be odd, got 8; use 7 or 9"),
+        ("model.batch_norm_images", "7", "is not divisible by model.batch_norm_images 7"),
+        ("train.epochs", "nan", "train.epochs must be more than 0, got nan"),
+        ("network", "lrnet5", "no network is named 'lrnet5'; did you mean lrnet50"),
+    ],
+)
+def test_bad_values_are_answered_in_one_line(path, text, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        override(QUICK, path, text)
+    assert "\n" not in str(raised.value)
+
+
+def test_another_network_keeps_the_recipes_own_changes():
+    config = override(RECIPES["lrnet50"], "network", "resnet26")
+    assert config.model == dataclasses.replace(
+        lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64
+    )
