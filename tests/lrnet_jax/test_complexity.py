@@ -1,4 +1,4 @@
-"""The counts of paper.md's networks, and the counts against the modules themselves."""
+"""Costs agree with the paper's networks, and with the modules themselves."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from experiments.recipes.paper_tables import PAPER_SIZES
 from lrnet_jax import complexity, get_variant, list_models
 from lrnet_jax.model_zoo import create_from_variant
 
-# Parameters in millions and multiply-adds in billions, derived from the paper's text, and from
-# its own parameter counts, apart from this code.
+# Parameters in millions and multiply-adds in billions. They were derived from the paper's text and
+# parameter counts without this code.
 EXPECTED = {
     "resnet18": (11.680, 1.814),
     "resnet26": (15.964, 2.342),

@@ -1,4 +1,4 @@
-"""Names, fields and their errors."""
+"""Names and fields of the zoo, and errors for wrong ones."""
 
 import dataclasses
 import json

@@ -14,7 +14,7 @@ from lrnet_jax.model_zoo import create_from_variant
 
 SMALL = {"depths": (1, 1), "width": 6, "stage_channels": (16, 24), "stem_channels": 12}
 SMALL |= {"kernel_size": 3, "stem_kernel_size": 3, "full_image_pool": (2, 1), "prior_hidden": 8}
-# The specification compiles fastest. That the implementations agree is the operator's own test.
+# The reference compiles fastest. The tests of the operator check that implementations agree.
 SMALL |= {"implementation": "reference"}
 
 
@@ -95,7 +95,7 @@ def test_forward_backward_and_features(name):
 
 @pytest.mark.parametrize("scope", ["local", "full"])
 def test_a_new_deep_network_has_gradients_of_one_size(scope):
-    """From queries and keys of He's size the stem's are 5.6 and 3.7 times the head's."""
+    """With queries and keys of He's size the stem's are 5.6 and 3.7 times the head's."""
     fields = {
         "depths": (8,),
         "width": 16,
@@ -147,7 +147,7 @@ def evaluate(model, x):
 
 
 def trained(variant, x):
-    """A network whose running averages and priors are those of no fresh network."""
+    """A network whose running averages and priors differ from those of a fresh network."""
     model = create(variant)
     rng = np.random.default_rng(1)
     for path, leaf in nnx.to_flat_state(nnx.state(model)):

@@ -1,4 +1,4 @@
-"""Priors, queries and keys as figures show them: those of the network, layer by layer."""
+"""Figures show the priors, queries and keys of the network, layer by layer."""
 
 import dataclasses
 
@@ -42,8 +42,8 @@ def test_priors_are_the_weights_of_a_layer_that_sees_nothing(model):
     layer = model.stages[1][0].branch[1].layer
     weights = visualize.prior_weights(layer)
     assert weights.shape == (3, 3, 3)
-    # Constant queries and keys: only the prior is left. An image with one bright pixel at offset
-    # (1, -1) of the output shows the weight of that tap.
+    # With constant queries and keys only the prior is left. An image with one bright pixel at
+    # offset (1, -1) of the output shows the weight of that tap.
     blind = nnx.clone(layer)
     for transformation in (blind.query, blind.key):
         transformation.kernel[...] = jnp.zeros_like(transformation.kernel[...])
@@ -78,7 +78,7 @@ def test_maps_are_the_queries_and_keys_of_each_layer(model):
 
 
 def evaluated_input(model):
-    """What the last block gets."""
+    """The input of the last block."""
     last = model.stages[1]
     model.stages[1] = nnx.List([last[0]])
     x = nnx.jit(lambda model: model.features(IMAGES)["res3"])(model)

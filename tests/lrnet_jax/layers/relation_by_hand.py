@@ -1,4 +1,4 @@
-"""Relations between pixels written out in numpy loops, one weight at a time."""
+"""Parts of a relation between pixels, computed in numpy one weight at a time."""
 
 import numpy as np
 

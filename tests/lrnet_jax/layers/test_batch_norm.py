@@ -1,4 +1,4 @@
-"""Batch normalisation against flax, numpy, and itself on several devices."""
+"""Batch normalisation agrees with flax, with numpy, and with itself on several devices."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Full-image relations and non-local layers against loops over pixels and pooled cells."""
+"""Full-image relations and non-local layers agree with loops over pixels and pooled cells."""
 
 import jax.numpy as jnp
 import numpy as np

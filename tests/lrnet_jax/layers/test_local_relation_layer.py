@@ -1,4 +1,6 @@
-"""The local relation layer against loops over pixels and taps, and beside a convolution."""
+"""The local relation layer agrees with loops over pixels and taps, and replaces a convolution."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,8 @@ import pytest
 import relation_by_hand as by_hand
 from flax import nnx
 
-from lrnet_jax import LocalRelation
+from lrnet_jax import LocalRelation, Variant
+from lrnet_jax.layers.relation import RelationOptions
 
 
 def random_input(*shape):
@@ -15,7 +18,7 @@ def random_input(*shape):
 
 
 def randomize(layer):
-    """Weights large enough that a wrong prior or similarity shows."""
+    """Sets weights large enough that a wrong prior or similarity shows."""
     rng = np.random.default_rng(3)
     for leaf in jax.tree.leaves(nnx.state(layer), is_leaf=lambda v: isinstance(v, nnx.Variable)):
         leaf[...] = jnp.asarray(rng.normal(0, 0.6, leaf.shape), jnp.float32)
@@ -23,7 +26,7 @@ def randomize(layer):
 
 
 def expected(layer, x):
-    """Figure 2 of the paper, one output pixel, group and tap at a time, in float64."""
+    """Computes figure 2 of the paper in float64, one output pixel, group and tap at a time."""
     x = x.astype(np.float64)
     query, key = x @ by_hand.kernel(layer.query), x @ by_hand.kernel(layer.key)
     batch, height, width, channels = x.shape
@@ -66,6 +69,13 @@ def test_layer_is_the_papers_figure_2(strides, options):
     want = expected(layer, x)
     assert np.std(want) > 0.05
     np.testing.assert_allclose(layer(jnp.asarray(x)), want, rtol=2e-4, atol=2e-5)
+
+
+def test_options_default_to_those_of_the_variant():
+    parameters = inspect.signature(LocalRelation.__init__).parameters
+    for name in RelationOptions.__annotations__:
+        if name != "dtype":  # a network computes in float32, a layer in the dtype of its input
+            assert parameters[name].default == getattr(Variant(), name), name
 
 
 def test_scale_defaults_to_the_papers():
