@@ -15,6 +15,13 @@ def test_every_module_at_the_top_is_a_listed_command():
     assert listed == sorted({path.stem for path in FOLDER.glob("*.py")} - NO_COMMANDS)
 
 
+def test_every_command_is_started_by_the_one_command_line():
+    for commands in GROUPS.values():
+        for name in commands:
+            source = (FOLDER / f"{name}.py").read_text()
+            assert source.endswith("\n    command_line.run(main, define_flags)\n"), name
+
+
 def test_the_list_has_a_sentence_for_each_command_and_imports_no_jax():
     program = (
         "import runpy, sys; runpy.run_module('experiments', run_name='__main__'); "
