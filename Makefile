@@ -14,7 +14,7 @@ help:
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
-	@echo "make test-isa     what computes, with the instructions of another processor: ISA=SSE4_2, AVX"
+	@echo "make test-isa     the tests that compute, with instructions of another processor: ISA=SSE4_2, AVX"
 	@echo "make test-slow    the long random sweeps, which CI runs once"
 	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
@@ -39,32 +39,35 @@ quickstart: $(READY)
 test: $(READY)
 	$(PYTEST)
 
-# The inner loop: every package, little of what has to be compiled.
-FAST ?= tests/pallas_kernels/test_platform_switch.py tests/pallas_kernels/tools/test_shapes.py \
-  tests/pallas_kernels/tools/test_tune.py \
+# These tests are for the inner loop: they touch every package and compile little.
+FAST ?= tests/test_architecture.py tests/test_documents.py \
+  tests/pallas_kernels/test_platform_switch.py tests/pallas_kernels/test_implementations.py \
   'tests/pallas_kernels/test_golden.py::test_golden[s02_partial_group-float32-None]' \
   tests/pallas_kernels/xla/test_xla.py::test_repeats_bit_for_bit \
   tests/pallas_kernels/pallas/test_kernels.py::TestChoice \
-  tests/lrnet_jax/test_model_zoo.py tests/lrnet_jax/data/test_order.py \
-  tests/lrnet_jax/data/test_prefetch.py tests/lrnet_jax/data/test_augment.py \
-  tests/lrnet_jax/data/test_decode.py tests/lrnet_jax/data/test_records.py \
-  tests/lrnet_jax/layers/test_batch_norm.py \
+  tests/pallas_kernels/pallas/test_arithmetic.py tests/pallas_kernels/pallas/test_memory.py \
+  tests/pallas_kernels/tools/test_shapes.py tests/pallas_kernels/tools/test_tune.py \
+  tests/lrnet_jax/test_model_zoo.py tests/lrnet_jax/layers/test_batch_norm.py \
   'tests/lrnet_jax/test_networks.py::test_forward_backward_and_features[resnet26]' \
   'tests/lrnet_jax/test_networks.py::test_forward_backward_and_features[lrnet26]' \
+  tests/lrnet_jax/data/test_order.py tests/lrnet_jax/data/test_prefetch.py \
+  tests/lrnet_jax/data/test_augment.py tests/lrnet_jax/data/test_decode.py \
+  tests/lrnet_jax/data/test_records.py tests/lrnet_jax/training/test_optimizer.py \
+  tests/lrnet_jax/training/test_accumulation.py tests/lrnet_jax/training/test_stopping.py \
+  tests/lrnet_jax/training/test_reporting.py tests/lrnet_jax/training/test_checkpoints.py \
   tests/lrnet_jax/training/test_steps.py::test_targets_of_mixed_images \
   tests/lrnet_jax/training/test_steps.py::test_step_is_sgd_with_momentum_and_decay_on_weights_only \
-  tests/lrnet_jax/training/test_optimizer.py tests/lrnet_jax/training/test_accumulation.py \
-  tests/lrnet_jax/training/test_stopping.py tests/lrnet_jax/training/test_reporting.py \
-  tests/lrnet_jax/training/test_checkpoints.py \
-  tests/experiments/test_config.py tests/experiments/test_tables.py \
-  tests/experiments/test_study.py tests/experiments/cli tests/experiments/run/test_workdir.py \
+  tests/experiments/test_config.py tests/experiments/test_tables.py tests/experiments/cli \
+  tests/experiments/report tests/experiments/recipes/test_study_rows.py \
+  tests/experiments/run/test_workdir.py tests/experiments/bench/test_input_rates.py \
   tests/experiments/test_train.py::test_a_run_leaves_what_it_should
 test-fast: $(READY)
 	$(PYTEST) $(FAST)
 
-# What computes, at the compiler's default level, as if the processor had other instructions: sums
-# are grouped otherwise and products rounded before they are added. A test that only passes by the
-# rounding of one processor fails here.
+# These tests compute. They run at the compiler's default level and as if the processor had other
+# instructions. Without fused multiply-add, for one, every product is rounded before it is added. (The
+# libraries that multiply matrices and convolve choose their instructions themselves.) A test that
+# passes by the rounding of one processor fails here.
 ISA ?= SSE4_2
 NUMERICS := tests/pallas_kernels tests/lrnet_jax/layers tests/lrnet_jax/test_networks.py \
   tests/lrnet_jax/training/test_steps.py tests/lrnet_jax/training/test_attack.py
