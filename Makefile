@@ -43,7 +43,7 @@ test: $(READY)
 FAST ?= tests/test_architecture.py tests/test_documents.py \
   tests/pallas_kernels/test_platform_switch.py tests/pallas_kernels/test_implementations.py \
   'tests/pallas_kernels/test_golden.py::test_golden[s02_partial_group-float32-None]' \
-  tests/pallas_kernels/xla/test_xla.py::test_repeats_bit_for_bit \
+  'tests/pallas_kernels/test_problems.py::test_repeats_bit_for_bit[xla]' \
   tests/pallas_kernels/pallas/test_kernels.py::TestChoice \
   tests/pallas_kernels/pallas/test_arithmetic.py tests/pallas_kernels/pallas/test_memory.py \
   tests/pallas_kernels/tools/test_shapes.py tests/pallas_kernels/tools/test_tune.py \

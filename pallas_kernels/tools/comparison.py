@@ -1,4 +1,4 @@
-"""Errors of an implementation against the reference, beside what they may be and why."""
+"""Errors of an implementation against the reference, with their budgets and the reasons."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ REASON["bfloat16"] = REASON["float16"]
 
 @dataclasses.dataclass(frozen=True)
 class Error:
-    """One result of one shape: its largest error and what that may be, as absolute numbers."""
+    """The largest error of one result of one shape, and its budget, as absolute numbers."""
 
     result: str
     error: float
