@@ -19,8 +19,8 @@ This is the path of a query from a call to a kernel:
     _choose                        names an implementation for each platform
     _run                           jit: equal calls share one traced program
     _with_own_gradient             custom_vjp: saves Residuals for the backward pass
-    _switched                      platform_switch.by_platform: inside, Inputs are flattened; the
-                                   function for the platform is chosen when the program is lowered
+    _switched                      the platform switch: flattens Inputs, and chooses the function
+                                   for the platform when the program is lowered
     IMPLEMENTATIONS[name].forward  runs with the Inputs packed again, for example
                                    pallas.forward_kernel.forward -> pallas_call -> _kernel
 """

@@ -98,7 +98,7 @@ def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
 def absent_gpu(mesh: jax.sharding.AbstractMesh | None = None) -> Iterator[None]:
     """Lets a program be lowered for CUDA on a machine without a GPU (`jax.export`, or a tool).
 
-    From JAX 0.11 on, Pallas asks the mesh in use for the kind of device if there is none here.
+    From JAX 0.11 on, Pallas reads the kind of device from the mesh in use if no GPU is here.
 
     Args:
       mesh: of the GPU to lower for; None for an H100, unless this machine has a GPU.

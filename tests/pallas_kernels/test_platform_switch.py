@@ -1,4 +1,4 @@
-"""The function of the platform at hand, and no other, under every transformation."""
+"""The switch runs the function of the platform at hand, and no other, under transformations."""
 
 import functools
 
@@ -52,6 +52,19 @@ def test_chooses_the_platform_at_hand():
     np.testing.assert_array_equal(switch(X, Y)[0], X - Y)
 
 
+def test_pytrees_keep_their_structure():
+    """Records and None go in and come out; calls of another structure are another program."""
+
+    def swap(pair):
+        return {"first": pair["second"], "second": pair["first"]}
+
+    switch = jax.jit(by_platform(default=swap, cpu=swap, cuda=never))
+    for pair in ({"first": X, "second": None}, {"first": X, "second": (Y, X)}):
+        got = switch(pair)
+        assert jax.tree.structure(got) == jax.tree.structure(swap(pair))
+        np.testing.assert_array_equal(got["second"], X)
+
+
 def test_vmap():
     switch = by_platform(default=default, cpu=on_cpu)
     for axes in ((0, None), (1, 0), (None, 0)):
@@ -98,14 +111,14 @@ def exported(switch):
 
 
 def test_export_for_two_platforms():
-    """Each platform has its own function, though one of them lowers nowhere else."""
+    """Each platform has a function of its own, even if one of them cannot be lowered elsewhere."""
     both = exported(by_platform(default=never_but_shapes(), cpu=on_cpu, cuda=on_cuda))
     assert "1.234000e+03" in both.mlir_module()  # the function for cuda is inside
     assert_is_cpu(both.call(X, Y))
 
 
 def never_but_shapes():
-    """Tells shapes, and fails if it is lowered: no platform needs the default here."""
+    """A default for shapes alone: it fails if it is lowered, which no platform needs here."""
     unlowerable = Primitive("test_unlowerable")
     unlowerable.def_abstract_eval(lambda x: x)
     return lambda x, y: (unlowerable.bind(x + y), jnp.sum(x))

@@ -34,7 +34,7 @@ def each_implementation(*without, slow=SLOW):
 def skip_unsupported(implementation, inputs, options):
     """Skips a test whose problem the implementation runs nowhere, for the reason that it reports.
 
-    None stands for the default, which runs every problem.
+    The default, None, runs every problem.
     """
     if implementation is not None:
         runs, reason = implementations(*inputs, **options)[implementation]
