@@ -52,6 +52,7 @@ def test_vmap(implementation):
     prior = stacked[3][0]
     cotangent = make_cotangent(SMALL)
 
+    @jax.jit
     def results(query, key, value):
         out, vjp = jax.vjp(
             functools.partial(local_relation, **SMALL.options, implementation=implementation),
