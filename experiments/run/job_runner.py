@@ -51,8 +51,7 @@ def _attack(child: Child, title: str, job: Job, root: pathlib.Path, attack: Plan
         return True
     run = finished_run(job, root)
     assert run is not None  # its training has ended with exit code 0
-    stored = {(scores.kind, scores.seed, scores.budget) for scores in run.attacked}
-    if all((attack.kind, attack.seed, budget) in stored for budget in attack.budgets):
+    if attack.is_done(run.attacked):
         return True
     print(f"{title}: {attack.kind} attack on {run.workdir}", flush=True)
     arguments = (f"--run={run.workdir}", *attack.typed)
