@@ -27,13 +27,13 @@ AttackedStep = Callable[[tuple[Variables, jax.Array, Budget], DeviceBatch], Sums
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """An attack at several budgets, as a command asks for it.
+    """An attack at several budgets.
 
     Attributes:
       kind: "targeted" or "untargeted".
       budgets: of the attack.
       seed: of its random starts and targets.
-      typed: the flags of `experiments.evaluate` that ask for it.
+      typed: the flags of `experiments.evaluate` that request it.
     """
 
     kind: str

@@ -24,8 +24,8 @@ def open_data(config: Config, data_dir: str | None = None) -> Dataset:
       data_dir: folder of the prepared data sets on this machine; None for the configured one.
 
     Raises:
-      ConfigError: no such data set, or it cannot be had as asked for.
-      MissingDatasetError: it is not on this machine; says how to get it.
+      ConfigError: no such data set, or it cannot be opened as configured.
+      MissingDatasetError: it is not on this machine; the message explains how to get it.
       DamagedDatasetError: its files are not what they should be.
     """
     try:

@@ -68,7 +68,7 @@ class Dataset(Protocol):
         Args:
           batch_size: images per step over all processes.
           seed: at least 0. Epoch e is shuffled as a function of (seed, e).
-          start_step: the stream begins at this step and goes on exactly as one from step 0.
+          start_step: the stream begins at this step and equals the rest of one from step 0.
           process_index: this process's number.
           process_count: processes that share each batch; must divide batch_size.
 

@@ -134,19 +134,19 @@ def open_prepared(
     tolerate_bad_images: int = 0,
     expected_counts: Mapping[str, int] | None = None,
 ) -> PreparedDataset:
-    """Opens a data set that TFDS has prepared, after checking that it is whole.
+    """Opens a data set that TFDS has prepared, after checking that it is complete.
 
     Args:
       name: "imagenet2012", or any TFDS set with one image and one label.
-      data_dir: where it lies; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      data_dir: folder of the prepared data sets; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
       image_size: height and width of the crops; None for 224.
       num_workers: processes that load batches; None for one per CPU, 0 for none.
       tolerate_bad_images: see `PreparedDataset`.
       expected_counts: images that splits must have; None for those of ImageNet if it is that, else
-        what the data set says of itself.
+        what its dataset_info.json has.
 
     Raises:
-      MissingDatasetError: it is not there; says how to prepare it.
+      MissingDatasetError: it is not there; the message explains how to prepare it.
       DamagedDatasetError: files are missing, cut short or contradict one another.
       ValueError: an argument does not fit.
     """

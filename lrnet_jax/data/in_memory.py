@@ -138,8 +138,8 @@ def fashion_mnist_subset(image_size: int | None = None) -> InMemoryDataset:
     """The embedded data: 10,000 + 2,000 images of Fashion-MNIST, 28 x 28, ten balanced classes.
 
     A fixed subset, training images from the official training split and evaluation images from the
-    official test split, so figures measured on it are its own and not those of Fashion-MNIST.
-    `make_fashion_mnist.py` made the two sheets; the licence stands beside them.
+    official test split, so figures measured on it are not comparable with those of Fashion-MNIST.
+    `make_fashion_mnist.py` made the two sheets; the licence is beside them.
 
     Args:
       image_size: None for 28, or a size to which the images are enlarged or reduced (bicubic).

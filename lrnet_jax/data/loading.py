@@ -125,11 +125,11 @@ def load(
     loader: Callable[[int], Loaded], start: int, stop: int, num_workers: int
 ) -> Generator[Loaded, None, None]:
     """Loads the batches of steps start to stop - 1, in order; workers end with the iterator."""
-    # grain reads a flag of its own that only an absl program has parsed.
+    # grain reads an absl flag, which only an absl program has parsed.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     steps = grain.MapDataset.range(start, stop).map(cast(Any, loader))
-    # A step is a whole batch already: reading ahead is left to the workers, one batch each.
+    # A step is a batch already. Each worker reads one batch ahead, and nothing else does.
     batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     iterator = iter(
         batches.mp_prefetch(
@@ -138,8 +138,8 @@ def load(
         )
     )
     try:
-        # map, not a loop: a variable would hold the batch in shared memory while its copy is used.
-        yield from map(_own, iterator) if num_workers else iterator
+        # map, because a loop variable would hold the batch in shared memory while its copy is used.
+        yield from map(_copy, iterator) if num_workers else iterator
     finally:
         iterator.close()
         # grain's iterators refer to one another and hold the last batch in shared memory.
@@ -148,7 +148,7 @@ def load(
         _wait_for_shared_memory()
 
 
-def _own(loaded: Loaded) -> Loaded:
+def _copy(loaded: Loaded) -> Loaded:
     """Copies a batch out of the memory shared with its worker, so that this can be given back.
 
     grain gives it back in the background, when the last reference goes. One that is held to the end

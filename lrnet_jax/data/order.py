@@ -1,8 +1,8 @@
-"""Which example stands where: the order of the training stream and of the evaluation split.
+"""The order of examples in the training stream and in the evaluation split.
 
 The training stream is one endless row of examples: the permutations of epoch 0, 1, 2, ... one
 after the other. Step s with global batch size B takes positions s*B to (s+1)*B - 1, so an epoch is
-num_train / B steps, not a whole number in general, and the step number alone says where to resume:
+num_train / B steps, in general not a whole number. A run resumes from the step number alone:
 
     epoch    = position // num_train
     example  = permutation(seed, epoch)[position % num_train]
@@ -10,8 +10,8 @@ num_train / B steps, not a whole number in general, and the step number alone sa
 No image is dropped at the end of an epoch: each comes exactly once per epoch, and the batch that
 straddles two epochs holds the end of one and the start of the next.
 
-With several processes, each takes its own contiguous block of every global batch; the blocks side
-by side are the batch of a single process.
+With several processes, each takes one contiguous block of every global batch. The blocks side by
+side are the batch of a single process.
 """
 
 import functools

@@ -38,7 +38,7 @@ class DamagedDatasetError(RuntimeError):
 
 
 class Place(NamedTuple):
-    """Where a record lies."""
+    """The place of a record."""
 
     shard: int
     position: int  # within the shard
@@ -75,7 +75,7 @@ class Records:
 
 
 def open_records(paths: Sequence[str], lengths: Sequence[int], file_format: FileFormat) -> Records:
-    """Opens shards after checking that each is there, whole, and has the records it should.
+    """Opens shards after checking that each exists, is complete and has all its records.
 
     Args:
       paths: the shards in order.
@@ -89,7 +89,7 @@ def open_records(paths: Sequence[str], lengths: Sequence[int], file_format: File
     if missing:
         raise DamagedDatasetError(
             f"{len(missing)} of {len(paths)} shards are missing, the first {missing[0]}; "
-            "copy them again or prepare the data set anew"
+            "copy them again, or prepare the data set again"
         )
     reader: Reader
     if file_format == "array_record":
@@ -128,7 +128,7 @@ def _count_array_records(path: str) -> int:
 
 
 class _ArrayRecordReader:
-    """The library's reader; it opens shards as they are needed, in each process anew."""
+    """The reader of the library; every process opens shards when it needs them."""
 
     def __init__(self, paths: tuple[str, ...], lengths: tuple[int, ...]) -> None:
         from array_record.python import array_record_data_source
@@ -216,7 +216,7 @@ def _walk_tfrecords(path: str) -> np.ndarray:
 
 
 def tfrecord(data: bytes) -> bytes:
-    """The bytes of one record as they stand in a TFRecord file."""
+    """The bytes of one record in a TFRecord file."""
     length = len(data).to_bytes(8, "little")
     return length + FOOTER.pack(_masked_crc(length)) + data + FOOTER.pack(_masked_crc(data))
 

@@ -1,12 +1,11 @@
-"""A batch too large for the device's memory, in parts one after the other."""
+"""Processes a batch that is too large for the memory of a device, part by part."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Tree = Any
+from lrnet_jax.functional import Tree
 
 
 def mean_over_parts(function: Callable[[Tree], Tree], batch: Tree, parts: int) -> Tree:

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, never half of each."""
+"""Writes files so that a reader sees the old file or the new one, never a part."""
 
 import os
 import pathlib

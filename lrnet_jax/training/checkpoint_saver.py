@@ -5,21 +5,20 @@
     CHECKPOINTS/120.removed                no longer kept, being deleted
     CHECKPOINTS/120.damaged                set aside by `checkpoints.restore`
 
-Only the first process of a run writes, and it writes host copies: every process holds the same
-state, so there is nothing to gather and nothing to wait for.
+Only the first process of a run writes, and it writes host copies. Every process holds the same
+state, so nothing is gathered and no process waits for another.
 """
 
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from lrnet_jax.functional import Tree
 from lrnet_jax.training import checkpoints
-from lrnet_jax.training.checkpoints import CheckpointError, first_line
+from lrnet_jax.training.checkpoints import CheckpointError, Metadata, first_line
 from lrnet_jax.training.seal import write_seal
 from lrnet_jax.training.state import TrainState
 
@@ -35,7 +34,7 @@ def surplus(
         surplus([1, 2, 3, 4, 5, 6], newest=2, every=3, best=1) -> [2, 4]
 
     Args:
-      steps: of the checkpoints there are, rising.
+      steps: of the existing checkpoints, rising.
       newest: how many of the last to keep, at least 1.
       every: keeps those whose step is a multiple of it.
       best: keeps the one of this step.
@@ -45,10 +44,10 @@ def surplus(
 
 
 class CheckpointSaver:
-    """Saves states of one run; used as a context manager, it waits for the last save at the end."""
+    """Saves the states of a run. As a context manager it waits for the last save at the end."""
 
     def __init__(self, workdir: pathlib.Path, *, newest: int, every: int | None = None) -> None:
-        """Takes over a workdir's checkpoints, of which this process must be the only writer.
+        """Prepares the folder of checkpoints, of which this process must be the only writer.
 
         Args:
           workdir: of the run.
@@ -69,7 +68,7 @@ class CheckpointSaver:
             multiprocessing_options=checkpoints.alone(),
         )
 
-    def save(self, state: TrainState, metadata: dict[str, Any], best: int | None = None) -> None:
+    def save(self, state: TrainState, metadata: Metadata, best: int | None = None) -> None:
         """Starts saving a state; returns once the arrays are copied off the devices.
 
         Args:
@@ -130,7 +129,7 @@ class CheckpointSaver:
             self._remove_surplus()
             self._writer.close()
             return
-        try:  # an error is on its way out already: the save is finished, not reported
+        try:  # an error is being raised already, so that of the save is not reported
             self._writer.close()
         except Exception:
             self._discard()
@@ -142,7 +141,7 @@ class CheckpointSaver:
     def _remove_surplus(self) -> None:
         steps = checkpoints.steps_in(self._folder)
         for step in surplus(steps, newest=self._newest, every=self._every, best=self._best):
-            # Renamed first: half a checkpoint must not look like one.
+            # Renamed first, because half a checkpoint must not look like one.
             removed = self._folder / f"{step}{REMOVED}"
             (self._folder / str(step)).rename(removed)
             shutil.rmtree(removed)
@@ -157,12 +156,12 @@ class CheckpointSaver:
         kept = f"the newest one is of step {steps[-1]}" if steps else "there is none yet"
         return CheckpointError(
             f"saving step {self._saving} to {self._folder} failed: {first_line(error)}. "
-            f"Checkpoints before it are untouched, {kept}; make room or mend the disk, then the "
-            "same command goes on from there"
+            f"Checkpoints before it are untouched, {kept}; make room or repair the disk, then "
+            "rerun the same command to resume from there"
         )
 
 
-def write_model(folder: pathlib.Path, model: Tree, metadata: dict[str, Any]) -> None:
+def write_model(folder: pathlib.Path, model: Tree, metadata: Metadata) -> None:
     """Writes a checkpoint for inference, without the items that only training needs.
 
     Args:

@@ -1,9 +1,9 @@
 """Checkpoints on disk: what is in them, and how they are read. `checkpoint_saver.py` writes them.
 
-A step directory holds three Orbax items or four, each readable on its own, and a seal:
+A step directory holds a seal and three or four Orbax items, each of which can be read alone:
 
-    model      {"params": ..., "batch_stats": ...}: plain nested dicts of arrays, all that
-               inference needs, and nothing that needs Flax to be read
+    model      {"params": ..., "batch_stats": ...}, plain nested dicts of arrays: all that
+               inference needs, readable without Flax
     ema        the averages of the same arrays, where the run kept them: evaluate with these
     training   optimiser state, step, random key: what a bit-exact resume needs besides
     metadata   JSON: how to build the network again, and whatever the caller adds
@@ -32,13 +32,15 @@ FOLDER = "checkpoints"  # below a workdir
 MODEL, EMA = "model", "ema"  # items with the arrays of a network
 DAMAGED = ".damaged"  # ends the name of a checkpoint that was set aside
 
+Metadata = dict[str, Any]  # a JSON object; see `read_metadata`
+
 
 class CheckpointError(ValueError):
     """A checkpoint is missing, damaged or of another network; the message says what to do."""
 
 
 class DamagedCheckpointError(CheckpointError):
-    """A checkpoint's files are not those that were saved; an older one may be whole."""
+    """A checkpoint's files are not those that were saved; an older checkpoint may be good."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Restored:
     """
 
     state: TrainState
-    metadata: dict[str, Any]
+    metadata: Metadata
     damaged: tuple[str, ...]
 
 
@@ -66,7 +68,7 @@ class Found(NamedTuple):
     """
 
     folder: pathlib.Path
-    metadata: dict[str, Any]
+    metadata: Metadata
     damaged: tuple[str, ...]
 
 
@@ -74,7 +76,7 @@ def restore(
     workdir: pathlib.Path,
     like: TrainState,
     *,
-    check: Callable[[dict[str, Any]], None] = lambda metadata: None,
+    check: Callable[[Metadata], None] = lambda metadata: None,
     set_aside: bool = True,
 ) -> Restored | None:
     """The newest good state of a workdir, or None if it holds no checkpoint yet.
@@ -106,7 +108,7 @@ def restore(
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-    """Steps of the checkpoints in a folder, rising; whether they are good is not asked."""
+    """Steps of the checkpoints in a folder, rising. They are not checked."""
     if not folder.is_dir():
         return []
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
@@ -134,8 +136,8 @@ def find(path: str | pathlib.Path) -> Found:
 
 
 def _newest_good(
-    folder: pathlib.Path, check: Callable[[dict[str, Any]], None] = lambda metadata: None
-) -> tuple[tuple[pathlib.Path, dict[str, Any]] | None, tuple[str, ...]]:
+    folder: pathlib.Path, check: Callable[[Metadata], None] = lambda metadata: None
+) -> tuple[tuple[pathlib.Path, Metadata] | None, tuple[str, ...]]:
     """(directory, metadata) or None where there is nothing, and what was passed over."""
     damaged: list[str] = []
     for step in reversed(steps_in(folder)):
@@ -154,7 +156,7 @@ def _newest_good(
     return None, ()
 
 
-def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+def read_metadata(folder: pathlib.Path) -> Metadata:
     """The metadata record of a step directory, after checking all its files against the seal.
 
     Raises:
@@ -187,7 +189,7 @@ def read_model(folder: pathlib.Path, like: Tree, item: str = MODEL) -> Tree:
     Args:
       folder: a step directory.
       like: {"params": ..., "batch_stats": ...}, arrays or shapes. Leaves that the checkpoint
-        stores in another shape or dtype are an error; see `stored_shapes` to ask first.
+        stores in another shape or dtype are an error; `stored_shapes` returns what is stored.
       item: "model" for the weights as trained, "ema" for their averages.
 
     Returns:
@@ -266,7 +268,7 @@ def _unreadable(folder: pathlib.Path, item: str, error: Exception) -> Checkpoint
     return CheckpointError(
         f"checkpoint {folder} cannot be read ({item}), though its files are those that were "
         f"saved: {first_line(error)}; use the version of orbax-checkpoint that wrote it, or "
-        "delete that directory to go on from the one before it"
+        "delete that directory to resume from the one before it"
     )
 
 

@@ -1,14 +1,16 @@
 """The paper's optimiser: SGD with momentum, warm-up, and steps or a cosine after it."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
+
+from lrnet_jax.functional import Tree
 
 Decay = Literal["steps", "cosine"]
-DECAYS: tuple[Decay, ...] = get_args(Decay)
 
 
 def learning_rate_schedule(
@@ -20,7 +22,7 @@ def learning_rate_schedule(
     boundaries: Sequence[int] = (),
     decay_factor: float = 0.1,
 ) -> optax.Schedule:
-    """Step number to learning rate.
+    """Learning rate as a function of the step number.
 
     Args:
       learning_rate: the rate after the warm-up, for the whole (global) batch.
@@ -33,7 +35,9 @@ def learning_rate_schedule(
     Source: paper section 4.1 (0.4 at batch 1024, 5 epochs of warm-up, x0.1 at 30/60/90 of 110).
     """
 
-    def schedule(step: Any) -> jax.Array:
+    # Written out, because schedules joined by optax differ in the last bits during the warm-up and
+    # on the cosine, and a resumed run must continue with the rates that it began with.
+    def schedule(step: ArrayLike) -> jax.Array:
         step = jnp.asarray(step, jnp.float32)
         warm = jnp.minimum(1.0, (step + 1) / max(1, warmup_steps))
         if decay == "steps":
@@ -47,15 +51,15 @@ def learning_rate_schedule(
     return schedule
 
 
-def decay_mask(params: Any) -> Any:
-    """True for the weights that weight decay pulls on: conv, 1x1 and fc weights.
+def decay_mask(params: Tree) -> Tree:
+    """True for the parameters that weight decay applies to: conv, 1x1 and fc weights.
 
-    Biases, BatchNorm and the geometric prior (a network of coordinates, or a table of logits:
-    pulling it to zero is pulling it to a uniform window) are left alone. The paper does not say
-    which weights decay; this is the common choice.
+    Biases, BatchNorm and the geometric prior are exempt. The prior is a network of coordinates or a
+    table of logits, and at zero it is a uniform window. The paper does not specify which weights
+    decay; this is the common choice.
     """
 
-    def decays(path: tuple[Any, ...], _: Any) -> bool:
+    def decays(path: jax.tree_util.KeyPath, _: jax.Array) -> bool:
         names = [str(getattr(entry, "key", entry)) for entry in path]
         return names[-1] == "kernel" and "prior" not in names
 

@@ -1,8 +1,8 @@
-"""Several processes that train one network: what they must know of each other.
+"""Several processes that train one network, and what they exchange.
 
-Each process runs the same loop over its own share of every batch; the gradients are averaged over
-the devices of all. The first process alone reads checkpoints, writes checkpoints and logs, and
-tells the others what it found; a file system that all of them see is not needed for the workdir.
+Each process runs the same loop over its share of every batch. The gradients are averaged over the
+devices of all processes. Only the first process reads and writes the workdir, and it broadcasts
+what it found there, so the workdir needs no shared file system.
 """
 
 import collections
@@ -17,8 +17,8 @@ from jax.experimental import multihost_utils
 
 from lrnet_jax.functional import Tree
 
-HEARTBEAT_SECONDS = 60  # after so long without a sign of life a process counts as lost
-LAG = 2  # steps between a vote and its count; the devices are never waited for
+HEARTBEAT_SECONDS = 60  # a process that is silent for longer counts as lost
+LAG = 2  # steps between a vote and its count, so that no process waits for the devices
 
 
 class LostProcessError(RuntimeError):
@@ -40,7 +40,7 @@ def join(
       ValueError: nothing given and no environment detected, or the three contradict each other.
       RuntimeError: the others cannot be reached.
     """
-    # JAX would catch SIGTERM for itself and keep it from `stopping`.
+    # JAX would catch SIGTERM, and `stopping` would not see it.
     jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         coordinator,
@@ -62,7 +62,7 @@ def are_several() -> bool:
 
 
 def broadcast(value: Any) -> Any:
-    """The first process's value, in all processes; of JSON types."""
+    """The first process's value in all processes. It consists of JSON types."""
     if not are_several():
         return value
     text = np.frombuffer(json.dumps(value if is_first() else None).encode(), np.uint8)
@@ -85,24 +85,24 @@ def broadcast_arrays(tree: Tree) -> Tree:
     if not are_several():
         return tree
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, jax.device_get(tree)))
-    # As bytes: they travel as a sum with zeros, in which -0 would lose its sign. At once: a program
-    # is compiled for every length.
+    # As bytes, because arrays are sent as a sum with zeros, in which -0 would lose its sign. All at
+    # once, because a program is compiled for every length.
     mine = np.frombuffer(b"".join(leaf.tobytes() for leaf in leaves), np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes()
+    received = np.asarray(multihost_utils.broadcast_one_to_all(mine)).tobytes()
     ends = np.cumsum([leaf.nbytes for leaf in leaves])
     parts = [
-        np.frombuffer(told[end - leaf.nbytes : end], leaf.dtype).reshape(leaf.shape)
+        np.frombuffer(received[end - leaf.nbytes : end], leaf.dtype).reshape(leaf.shape)
         for leaf, end in zip(leaves, ends, strict=True)
     ]
     return jax.tree.unflatten(structure, parts)
 
 
 class Agreement:
-    """Lets processes do a thing at the same step though only one of them asks for it.
+    """Lets all processes act at the same step on the request of one of them.
 
-    A vote is counted on the devices, in step with the training steps, and read `LAG` steps later,
-    when it is there: all processes read the same count at the same step. With a single process
-    votes hold at once.
+    Votes are counted on the devices between training steps and read `LAG` steps later, when the
+    count is ready. All processes read the same count at the same step. With a single process, votes
+    are valid at once.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ class Agreement:
         self._count = jax.pmap(lambda votes: jax.lax.pmax(votes, "all"), axis_name="all")
 
     def poll(self, *votes: bool) -> tuple[bool, ...]:
-        """To be called once a step by every process; which of the votes any process cast."""
+        """Which of the votes any process cast; every process calls this once a step."""
         if not are_several():
             return votes
         mine = np.tile(np.array(votes, np.int32), (jax.local_device_count(), 1))
@@ -127,12 +127,12 @@ def explain_losses() -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # ValueError: what a dispatch raises whose input could not be computed.
+        # A dispatch raises ValueError where its input could not be computed.
         if not are_several() or (isinstance(error, ValueError) and "Gloo" not in str(error)):
             raise
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise LostProcessError(
             f"process {jax.process_index()} of {jax.process_count()} lost the others ({line}); "
-            "start all of them again with the same command: the run goes on from its newest "
+            "start all of them again with the same command to resume from the newest "
             "checkpoint"
         ) from error

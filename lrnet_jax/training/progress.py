@@ -1,4 +1,4 @@
-"""What a run knows of itself besides its arrays; saved with every checkpoint."""
+"""The progress of a run besides its arrays; every checkpoint stores it."""
 
 import dataclasses
 import math
@@ -7,12 +7,12 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Where a run is.
+    """The progress of a run.
 
     The position in the data is not here: it is the step (see `lrnet_jax.data.order`).
 
     Attributes:
-      seconds: spent on this run so far, all processes that worked on it in turn together.
+      seconds: spent on this run so far, summed over the processes that resumed one another.
       evaluated: step of the last evaluation, 0 for none.
       best_top1: of all evaluations, percent; None before the first.
       best_step: step of that evaluation.
@@ -24,7 +24,7 @@ class Progress:
     best_step: int | None = None
 
     def after_evaluation(self, step: int, top1: float) -> "Progress":
-        """With an evaluation more; of equal ones the earlier stays the best."""
+        """The progress after one more evaluation; the earlier of equal ones stays the best."""
         changed = dataclasses.replace(self, evaluated=step)
         if math.isnan(top1) or (self.best_top1 is not None and top1 <= self.best_top1):
             return changed

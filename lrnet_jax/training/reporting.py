@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar with ETA, a JSONL file, TensorBoard."""
+"""What a run reports: a progress bar with ETA, a JSONL file, TensorBoard."""
 
 import json
 import os
@@ -19,10 +19,10 @@ METRICS = "metrics.jsonl"
 
 
 class Reporter:
-    """Writes metrics of a run; all of it is flushed at each call, none of it is ever rewritten.
+    """Writes metrics of a run; each call flushes what it wrote.
 
-    On a terminal there is one progress bar; elsewhere (a log file, CI) plain lines, one a call of
-    `progress`, with the time left.
+    On a terminal it shows one progress bar. Elsewhere (a log file, CI) each call of `progress`
+    prints a line with the time left.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Reporter:
         Args:
           workdir: where metrics.jsonl and the TensorBoard files go.
           total_steps: of the whole run, for the ETA.
-          first_step: where this process takes over (0, or the step resumed from). Records of
-            later steps, which a stopped process wrote after its last checkpoint, are dropped from
-            the JSONL file: each step stands in it once.
-          evaluated: the last evaluation that is not done again; records of later ones are dropped.
+          first_step: the step from which this process trains: 0, or the step resumed from. Records
+            of later steps, which a stopped process wrote after its last checkpoint, are dropped
+            from the JSONL file, so that it has each step once.
+          evaluated: the last evaluation that is not repeated; records of later ones are dropped.
           stream: where progress is shown; standard error by default.
         """
         self._stream = stream if stream is not None else sys.stderr
@@ -51,8 +51,8 @@ class Reporter:
         self._path = workdir / METRICS
         _keep_until(self._path, {"train": first_step, "eval": evaluated})
         self._file = self._path.open("a")
-        # Not SummaryWriter: where its thread cannot write (a full disk) it dies, and the queue to
-        # it then blocks this one for ever.
+        # Not SummaryWriter, whose thread dies where it cannot write (a full disk). Its queue then
+        # blocks this thread for ever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"))
         # TensorBoard drops what an earlier process wrote of this step and later ones.
@@ -83,7 +83,7 @@ class Reporter:
         os.fsync(self._file.fileno())
 
     def progress(self, step: int, text: str) -> None:
-        """Shows where the run is. `text` is short: the figures of the moment."""
+        """Shows the step, the time left and a short text with the current figures."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             self._bar.set_postfix_str(text)
@@ -122,19 +122,19 @@ class Reporter:
 
 
 class NullReporter:
-    """Stands for a `Reporter` in the processes of a run that leave the telling to the first."""
+    """Replaces `Reporter` in all processes of a run but the first."""
 
     def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Nothing, like all the rest."""
+        """Does nothing, like all other methods."""
 
     def sync(self) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def progress(self, step: int, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def line(self, text: str) -> None:
-        """Nothing."""
+        """Does nothing."""
 
     def __enter__(self) -> "NullReporter":
         return self
@@ -144,7 +144,7 @@ class NullReporter:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it: 45 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
+    """A time in two units at most: 45 s, 3 min 20 s, 2 h 05 min, 3 d 04 h."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

@@ -1,15 +1,15 @@
-"""Tells a whole checkpoint from a damaged one by its bytes.
+"""Distinguishes a good checkpoint from a damaged one by its bytes.
 
     seal.json   {"files": {"model/d/3f..": [size, sha256], ...}, "digest": sha256 of "files"}
 
-The seal is written into a checkpoint's temporary directory when all its files are complete and
-before the directory gets its name (`checkpoint_saver.py`): what has a name has a seal, and there is
-no moment at which a good checkpoint has none. Files are checked before any decoder sees them, which
-might hang, crash or return garbage where bytes are wrong.
+The seal is written into the temporary directory of a checkpoint when all files are complete and
+before the directory gets its name (`checkpoint_saver.py`). A directory that has its name therefore
+has a seal at every moment. Files are checked before a decoder reads them, because a decoder might
+hang, crash or return garbage where bytes are wrong.
 
-Digests of files were preferred to digests of arrays: they cost less (a checkpoint is compressed),
-name the damaged file, and need no network to be built first. A CRC would not do: files that end
-with their own CRC-32C, as TensorStore's do, all have the same one.
+Digests of files have three advantages over digests of arrays: they cost less (a checkpoint is
+compressed), they name the damaged file, and no network has to be built first. A CRC-32C is not
+enough: TensorStore's files end with their CRC-32C, and all such files have the same one.
 """
 
 import hashlib
@@ -17,12 +17,12 @@ import json
 import pathlib
 
 FILE = "seal.json"
-# Besides the seal, what Orbax writes after it. They hold no arrays and nothing that is read here.
+# The seal, and what Orbax writes after it. These files hold no arrays and are not read here.
 UNSEALED = (FILE, "_CHECKPOINT_METADATA", "commit_success.txt")
 
 
 class BrokenSealError(ValueError):
-    """A directory is not what was sealed; the message says which file, and how it differs."""
+    """A directory is not what was sealed; the message names the file and the difference."""
 
 
 def write_seal(folder: pathlib.Path) -> None:

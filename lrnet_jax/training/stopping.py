@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask a run to stop; it answers at the end of a step."""
+"""SIGTERM and SIGINT request a stop, which a run makes at the end of a step."""
 
 import signal
 import types
@@ -10,8 +10,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopRequest:
     """Notices SIGTERM and SIGINT while it is entered.
 
-    A second SIGINT acts as it would have (a person at the terminal insists); further SIGTERMs do
-    nothing, since schedulers repeat them and the save is under way.
+    A second SIGINT has its usual effect, because a person at the terminal insists. Further SIGTERMs
+    do nothing, because schedulers repeat them while the run saves.
 
     Attributes:
       name: of the signal that came, such as "SIGTERM", or None.

@@ -1,4 +1,4 @@
-"""One process at a time owns a workdir."""
+"""A lock that keeps a workdir to one process at a time."""
 
 import contextlib
 import errno
@@ -13,23 +13,24 @@ FILE = "lock"
 
 
 class WorkdirInUseError(RuntimeError):
-    """Another process trains there; the message says which."""
+    """Another process uses the workdir; the message names it."""
 
 
 @contextlib.contextmanager
 def lock_workdir(workdir: pathlib.Path, *, patience: float = 5.0) -> Iterator[None]:
     """Holds the lock of a workdir, which must exist.
 
-    The lock is the kernel's (flock), so it ends with the process, however that ends; the file stays
-    and says nothing. It holds between machines where the file system is mounted so (NFS is,
-    Lustre with -o flock).
+    The kernel keeps the lock (flock), so it ends with the process in every case. The file remains
+    and means nothing. The lock holds between machines where the file system supports it (NFS does,
+    Lustre does with -o flock).
 
     Args:
-      workdir: to own.
-      patience: seconds to wait: a killed process's data workers hold the lock until they notice.
+      workdir: to lock.
+      patience: seconds to wait, because the data workers of a killed process hold the lock until
+        they notice its end.
 
     Raises:
-      WorkdirInUseError: another process has it.
+      WorkdirInUseError: another process holds the lock.
       OSError: the lock file cannot be opened, or the file system has no locks.
     """
     path = workdir / FILE
