@@ -5,11 +5,14 @@ import collections
 import functools
 import graphlib
 import pathlib
+import re
 import sys
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGES = ("pallas_kernels", "lrnet_jax", "experiments")
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 350
 
 
 class Module(NamedTuple):
@@ -130,6 +133,47 @@ def test_every_command_can_be_run():
 def test_no_module_imports_itself_in_a_circle():
     graph = {name: {other for other in imports()[name] if other in modules()} for name in modules()}
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def functions():
+    for module in modules().values():
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield module, node
+
+
+def reason_to_be_long(node):
+    """The sentence of a docstring that explains why the function is long, or None."""
+    return re.search(r"\bLong because \w", ast.get_docstring(node) or "")
+
+
+def test_a_function_fits_a_screen():
+    """A longer one gives its reason in its docstring, in a sentence "Long because ..."."""
+    long = [
+        f"{module.path.relative_to(ROOT)}:{node.lineno} {node.name} has {lines} lines"
+        for module, node in functions()
+        if (lines := node.end_lineno - node.lineno + 1) > MAX_FUNCTION_LINES
+        and not reason_to_be_long(node)
+    ]
+    assert not long
+
+
+def test_no_function_excuses_itself_without_need():
+    short = [
+        f"{module.path.relative_to(ROOT)}:{node.lineno} {node.name}"
+        for module, node in functions()
+        if node.end_lineno - node.lineno + 1 <= MAX_FUNCTION_LINES and reason_to_be_long(node)
+    ]
+    assert not short
+
+
+def test_a_file_has_one_idea():
+    long = [
+        f"{module.path.relative_to(ROOT)} has {lines} lines"
+        for module in modules().values()
+        if (lines := module.text.count("\n")) > MAX_FILE_LINES
+    ]
+    assert not long
 
 
 def test_no_room_for_leftovers():
