@@ -1,4 +1,4 @@
-"""Finds a data set that TFDS has prepared and checks that it is whole.
+"""Finds a data set that TFDS has prepared and checks that it is complete.
 
 Reads dataset_info.json, features.json and the shards; imports tensorflow_datasets but never
 TensorFlow.
@@ -9,7 +9,7 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import Image
 
@@ -17,16 +17,19 @@ from lrnet_jax.data import records
 from lrnet_jax.data.decode import decode
 from lrnet_jax.data.records import DamagedDatasetError, FileFormat, Records
 
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 EVALUATION_SPLITS = ("validation", "test")
 
 
 class MissingDatasetError(FileNotFoundError):
-    """The data set is not on this machine; the message says how to get it."""
+    """The data set is not on this machine; the message explains how to get it."""
 
 
 class BadImageError(RuntimeError):
-    """One image cannot be read; the message says which."""
+    """One image cannot be read; the message names it."""
 
 
 class Example(NamedTuple):
@@ -145,47 +148,24 @@ def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Pre
 
     Args:
       folder: the one with dataset_info.json.
-      expected: images that splits must have; None for what dataset_info.json says.
+      expected: number of images of each split; None for those in dataset_info.json.
 
     Raises:
       DamagedDatasetError: files are missing, cut short or contradict one another.
       ValueError: it is not one of labelled images.
     """
-    import tensorflow_datasets as tfds
-
-    try:
-        info = tfds.builder_from_directory(folder).info
-    except Exception as error:  # of several kinds, few of which name a file
-        raise DamagedDatasetError(
-            f"{folder}: dataset_info.json or features.json cannot be read: {error}; copy them again"
-        ) from error
-    file_format = info.file_format.value if info.file_format else "tfrecord"
-    if file_format not in ("array_record", "tfrecord"):
-        raise ValueError(
-            f"{folder} is in {file_format} format; prepare it with file_format=array_record"
-        )
-    image_key, label_key = _keys(tfds, folder, info.features)
-    names = info.features[label_key].names
-    num_classes = info.features[label_key].num_classes
+    info = _read_info(folder)
+    image_key, label_key = _keys(folder, info.features)
+    label = info.features[label_key]
+    names = label.names
 
     def split(name: str) -> Split:
-        entry = info.splits[name]
-        count = (expected or {}).get(name, entry.num_examples)
-        if entry.num_examples != count:
-            raise DamagedDatasetError(
-                f"{folder}: split {name} has {entry.num_examples} images, it must have "
-                f"{count}; prepare it anew from complete files"
-            )
         return Split(
             name=name,
-            records=records.open_records(
-                [os.fspath(path) for path in entry.filepaths],
-                [int(length) for length in entry.shard_lengths],
-                cast(FileFormat, file_format),
-            ),
+            records=_open_split(folder, info, name, (expected or {}).get(name)),
             image_key=image_key,
             label_key=label_key,
-            num_classes=num_classes,
+            num_classes=label.num_classes,
         )
 
     evaluation = next((name for name in EVALUATION_SPLITS if name in info.splits), None)
@@ -197,8 +177,41 @@ def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Pre
     return Prepared(
         train=split("train"),
         evaluation=split(evaluation),
-        # TFDS makes up the names "0", "1", .. where a data set has none.
-        class_names=tuple(names) if names and names != _numbers(num_classes) else None,
+        # TFDS invents the names "0", "1", .. where a data set has none.
+        class_names=tuple(names) if names and names != _numbers(label.num_classes) else None,
+    )
+
+
+def _read_info(folder: pathlib.Path) -> "tfds.core.DatasetInfo":
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(folder).info
+    except Exception as error:  # of several kinds, few of which name a file
+        raise DamagedDatasetError(
+            f"{folder}: dataset_info.json or features.json cannot be read: {error}; copy them again"
+        ) from error
+
+
+def _open_split(
+    folder: pathlib.Path, info: "tfds.core.DatasetInfo", name: str, expected: int | None
+) -> Records:
+    """The records of a split, after a check of their number."""
+    file_format = info.file_format.value if info.file_format else "tfrecord"
+    if file_format not in ("array_record", "tfrecord"):
+        raise ValueError(
+            f"{folder} is in {file_format} format; prepare it with file_format=array_record"
+        )
+    entry = info.splits[name]
+    if expected is not None and entry.num_examples != expected:
+        raise DamagedDatasetError(
+            f"{folder}: split {name} has {entry.num_examples} images, it must have "
+            f"{expected}; prepare it again from complete files"
+        )
+    return records.open_records(
+        [os.fspath(path) for path in entry.filepaths],
+        [int(length) for length in entry.shard_lengths],
+        cast(FileFormat, file_format),
     )
 
 
@@ -206,8 +219,10 @@ def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _keys(tfds: Any, folder: pathlib.Path, features: Any) -> tuple[str, str]:
+def _keys(folder: pathlib.Path, features: "tfds.features.FeaturesDict") -> tuple[str, str]:
     """Names of the one image and the one label."""
+    import tensorflow_datasets as tfds
+
     found: dict[str, list[str]] = {"Image": [], "ClassLabel": []}
     for key, feature in features.items():
         for kind, keys in found.items():

@@ -61,8 +61,8 @@ def pgd(
     softmax cross-entropy. A targeted attack uses a random wrong class in place of the label, and
     the other sign.
 
-    The box is exact: epsilon is rounded down to a multiple of 2^-16, so that its corners are
-    numbers of float32 and no result is outside by a rounding.
+    The box is exact, because epsilon is rounded down to a multiple of 2^-16: its corners are then
+    numbers of float32.
 
     Args:
       logits: images float32 in 0 to 255 -> (B, classes), a pure function.
@@ -96,18 +96,21 @@ def pgd(
     if random_start:
         draws = jax.vmap(lambda k: jax.random.uniform(k, images.shape[1:], minval=-1.0))(keys[:, 1])
         start = jnp.clip(images + epsilon * draws, low, high)
-
-    def loss(x: jax.Array) -> jax.Array:
-        # A sum, so that no image's gradient depends on how many others there are.
-        return optax.softmax_cross_entropy_with_integer_labels(logits(x), labels).sum()
-
     step_size = jnp.float32(budget.step_size)
     direction = -step_size if targeted else step_size
 
     def step(_: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.clip(x + direction * jnp.sign(jax.grad(loss)(x)), low, high)
+        gradient = jax.grad(_loss)(x, logits, labels)
+        return jnp.clip(x + direction * jnp.sign(gradient), low, high)
 
     return jax.lax.fori_loop(0, budget.steps, step, start)
+
+
+def _loss(
+    images: jax.Array, logits: Callable[[jax.Array], jax.Array], labels: jax.Array
+) -> jax.Array:
+    # A sum, so that no image's gradient depends on the number of the others.
+    return optax.softmax_cross_entropy_with_integer_labels(logits(images), labels).sum()
 
 
 def random_wrong_class(key: jax.Array, label: jax.Array, classes: int) -> jax.Array:
