@@ -73,7 +73,7 @@ ISA ?= SSE4_2
 NUMERICS := tests/pallas_kernels tests/lrnet_jax/layers tests/lrnet_jax/test_networks.py \
   tests/lrnet_jax/training/test_steps.py tests/lrnet_jax/training/test_attack.py
 test-isa: $(READY)
-	XLA_FLAGS="--xla_cpu_max_isa=$(ISA) --xla_backend_optimization_level=3" $(PYTEST) -k 'not float16' $(NUMERICS)
+	XLA_FLAGS="--xla_cpu_max_isa=$(ISA) --xla_backend_optimization_level=3" $(PYTEST) -k 'not float16 or bfloat16' $(NUMERICS)
 
 test-slow: $(READY)
 	$(PYTEST) -m slow
