@@ -3,7 +3,7 @@
     --config=lrnet50 --config.optim.learning_rate=0.2 --config.model.kernel_size=5
 
 A recipe (`experiments/recipes/`) is a named Config. A field that the command line changes
-(`experiments/cli/overrides.py`) makes a new Config, which checks itself. The configuration is saved
+(`experiments/run/overrides.py`) makes a new Config, which checks itself. The configuration is saved
 with the run as config.json, and read back when the run is resumed.
 """
 

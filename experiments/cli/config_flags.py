@@ -5,8 +5,8 @@ import difflib
 from absl import flags
 
 from experiments.cli.command_line import FIELD_FLAG
-from experiments.cli.overrides import describe, override
 from experiments.config import Config, ConfigError
+from experiments.run.overrides import describe, override
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:

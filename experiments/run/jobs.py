@@ -5,11 +5,11 @@ import fnmatch
 import pathlib
 from collections.abc import Sequence
 
-from experiments.cli.overrides import override
 from experiments.config import Config, ConfigError
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import PAPER_ROWS
 from experiments.run.finished_runs import FinishedRun, find_match, find_runs
+from experiments.run.overrides import override
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 
 import jax
 
-from experiments.cli.overrides import describe
 from experiments.config import Config
 from experiments.run import results
 from experiments.run.assemble import Run, num_params
 from experiments.run.bad_step import save_bad_step
 from experiments.run.inputs import eval_batches
+from experiments.run.overrides import describe
 from experiments.run.results import describe_result, print_summary
 from experiments.run.scores import Scores
 from experiments.run.workdir import check_checkpoint, claim_workdir

@@ -5,8 +5,8 @@ Nothing outside this folder depends on Pallas-Triton, except tests and tools of 
 A reader may start with `strips` (what a lane owns) and `forward_kernel`. Each kernel has a file
 for its call and one for its loops over taps: `forward_kernel` and `forward_taps`, `query_kernel`
 and `query_taps`, `key_kernel` and `key_taps`. `backward_pass` joins the last two. `output_strip`
-and `key_strip` compute addresses, `memory` and the files that import it read and write,
-`arithmetic` and `logits` compute, and `tiling` chooses how a problem is cut.
+and `key_strip` compute addresses, the folder `lanes` reads, writes and computes, and `tiling`
+chooses how a problem is cut.
 """
 
 import contextlib

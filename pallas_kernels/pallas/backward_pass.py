@@ -18,9 +18,9 @@ row. The key kernel chooses its path by that number.
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas import operands
 from pallas_kernels.pallas.key_kernel import key_gradients
-from pallas_kernels.pallas.memory import Layout
+from pallas_kernels.pallas.lanes import operands
+from pallas_kernels.pallas.lanes.memory import Layout
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_kernel import query_gradients
 from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile

@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.channels import Channels
 from pallas_kernels.pallas.forward_taps import Program, Results
-from pallas_kernels.pallas.memory import Layout, result
-from pallas_kernels.pallas.operands import Operands, in_memory
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.memory import Layout, result
+from pallas_kernels.pallas.lanes.operands import Operands, in_memory
 from pallas_kernels.pallas.output_strip import OutputStrip, output_strips, window_rows
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase, Strips, by_border_case

@@ -19,12 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.pallas.arithmetic import Alu, Number, Ops
-from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, Vectors, and_masks, loop
-from pallas_kernels.pallas.logits import LogitMath
-from pallas_kernels.pallas.memory import Layout, Operand, store
-from pallas_kernels.pallas.operands import Operands
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.logits import LogitMath
+from pallas_kernels.pallas.lanes.memory import Layout, Operand, store
+from pallas_kernels.pallas.lanes.operands import Operands
+from pallas_kernels.pallas.lanes.vectors import Ref, Scalar, Vector, Vectors, and_masks, loop
 from pallas_kernels.pallas.output_strip import OutputStrip, WindowRow
 from pallas_kernels.pallas.problem import LOG2E, Problem
 from pallas_kernels.pallas.strips import BorderCase

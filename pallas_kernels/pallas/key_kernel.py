@@ -19,12 +19,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu
 from pallas_kernels.pallas.key_strip import key_strips, output_rows
 from pallas_kernels.pallas.key_taps import Program
-from pallas_kernels.pallas.lanes import Ref
-from pallas_kernels.pallas.memory import Layout, Operand, load
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.memory import Layout, Operand, load
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.vectors import Ref
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_taps import SHIFTED, PixelStats
 from pallas_kernels.pallas.strips import BorderCase, Strips, by_border_case

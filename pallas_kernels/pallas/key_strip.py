@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, and_masks
-from pallas_kernels.pallas.memory import (
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.memory import (
     Address,
     Operand,
     base_address,
@@ -16,9 +15,10 @@ from pallas_kernels.pallas.memory import (
     load,
     span,
 )
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.ptx import opaque
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.ptx import opaque
 from pallas_kernels.pallas.strips import BorderCase, Place, Strips, Taps
 from pallas_kernels.pallas.tiling import Tile
 

@@ -6,13 +6,13 @@ from typing import Generic, NamedTuple
 
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.arithmetic import Alu, Number, Ops, dot
-from pallas_kernels.pallas.channels import Channels
 from pallas_kernels.pallas.key_strip import KeyStrip, OutputRow
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, and_masks, loop
-from pallas_kernels.pallas.logits import LogitMath
-from pallas_kernels.pallas.memory import Operand
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.logits import LogitMath
+from pallas_kernels.pallas.lanes.memory import Operand
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Scalar, Vector, Vectors, and_masks, loop
 from pallas_kernels.pallas.problem import LOG2E, Problem
 from pallas_kernels.pallas.query_taps import PixelStats
 from pallas_kernels.pallas.strips import BorderCase, Place, Strips

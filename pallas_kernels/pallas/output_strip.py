@@ -8,12 +8,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, Vectors, and_masks
-from pallas_kernels.pallas.memory import Address, base_address, span
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.memory import Address, base_address, span
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.ptx import opaque
+from pallas_kernels.pallas.lanes.vectors import Mask, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.ptx import opaque
 from pallas_kernels.pallas.strips import BorderCase, Place, Strips, Taps
 from pallas_kernels.pallas.tiling import Tile
 

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import Scalar, loop
-from pallas_kernels.pallas.memory import Layout, Operand, result
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.memory import Layout, Operand, result
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.prior_columns import PriorColumns, add_columns, columns_result
+from pallas_kernels.pallas.lanes.vectors import Scalar, loop
 from pallas_kernels.pallas.output_strip import OutputStrip, output_strips, window_rows
-from pallas_kernels.pallas.prior_columns import PriorColumns, add_columns, columns_result
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_pass import StripPass
 from pallas_kernels.pallas.query_taps import PLAIN, PixelStats, Program, Results

@@ -14,11 +14,11 @@ import dataclasses
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.pallas.arithmetic import Number, Ops, dot
-from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Scalar, Vector, Vectors, loop
-from pallas_kernels.pallas.logits import LogitMath
-from pallas_kernels.pallas.memory import interleave, load, store
+from pallas_kernels.pallas.lanes.arithmetic import Number, Ops, dot
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.logits import LogitMath
+from pallas_kernels.pallas.lanes.memory import interleave, load, store
+from pallas_kernels.pallas.lanes.vectors import Scalar, Vector, Vectors, loop
 from pallas_kernels.pallas.output_strip import OutputStrip
 from pallas_kernels.pallas.query_taps import PLAIN, SHIFTED, WIDE_FACTOR, Gradient, Program, Taps
 from pallas_kernels.pallas.strips import by_border_case

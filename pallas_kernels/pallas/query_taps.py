@@ -7,14 +7,14 @@ from typing import Generic, NamedTuple
 
 import jax
 
-from pallas_kernels.pallas.arithmetic import Alu, Number, Ops, dot
-from pallas_kernels.pallas.channels import Channels
-from pallas_kernels.pallas.lanes import Ref, Scalar, Vector, Vectors, and_masks, loop
-from pallas_kernels.pallas.logits import LogitMath
-from pallas_kernels.pallas.memory import Operand
-from pallas_kernels.pallas.operands import Components, Operands
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
+from pallas_kernels.pallas.lanes.channels import Channels
+from pallas_kernels.pallas.lanes.logits import LogitMath
+from pallas_kernels.pallas.lanes.memory import Operand
+from pallas_kernels.pallas.lanes.operands import Components, Operands
+from pallas_kernels.pallas.lanes.prior_columns import PriorColumns
+from pallas_kernels.pallas.lanes.vectors import Ref, Scalar, Vector, Vectors, and_masks, loop
 from pallas_kernels.pallas.output_strip import OutputStrip
-from pallas_kernels.pallas.prior_columns import PriorColumns
 from pallas_kernels.pallas.problem import LOG2E, Problem
 from pallas_kernels.pallas.strips import BorderCase, Strips
 from pallas_kernels.spec import Normalizer

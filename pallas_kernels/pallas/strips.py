@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, and_masks
-from pallas_kernels.pallas.ptx import opaque
+from pallas_kernels.pallas.lanes.ptx import opaque
+from pallas_kernels.pallas.lanes.vectors import Mask, Scalar, Vector, and_masks
 
 Taps = dict[int, list[tuple[int, int]]]
 """Column, counted from a strip's first -> the (pixel of the strip, tap) pairs that use it."""

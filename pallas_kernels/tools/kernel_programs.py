@@ -7,15 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas import (
-    backward_pass,
-    forward_kernel,
-    key_kernel,
-    operands,
-    query_kernel,
-    tiling,
-)
-from pallas_kernels.pallas.memory import Layout
+from pallas_kernels.pallas import backward_pass, forward_kernel, key_kernel, query_kernel, tiling
+from pallas_kernels.pallas.lanes import operands
+from pallas_kernels.pallas.lanes.memory import Layout
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_taps import PixelStats
 from pallas_kernels.pallas.tiling import Tile

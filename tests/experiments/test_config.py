@@ -7,9 +7,9 @@ import pytest
 
 import lrnet_jax
 from experiments import config as configs
-from experiments.cli.overrides import describe, override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
+from experiments.run.overrides import describe, override
 
 QUICK = RECIPES["quickstart"]
 

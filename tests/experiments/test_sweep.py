@@ -10,11 +10,11 @@ import pytest
 
 from experiments import sweep as module
 from experiments.cli import command_line
-from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run import attacks
 from experiments.run.child import Child
+from experiments.run.overrides import override
 from experiments.run.scores import AttackedScores
 from tests.experiments.finished_run import STEP, finish, under_attack
 

@@ -6,9 +6,9 @@ import pytest
 
 from experiments import tables
 from experiments.cli import command_line
-from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
+from experiments.run.overrides import override
 from tests.experiments.finished_run import at_paper_budgets, cells, finish, start, under_attack
 
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.cli.overrides import override
 from experiments.recipes import RECIPES
+from experiments.run.overrides import override
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.reporting import METRICS
 

@@ -7,12 +7,12 @@ import pytest
 
 from experiments import config as configs
 from experiments.cli import attack_flags, command_line
-from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.evaluate import attack_checkpoint, evaluate_checkpoint, open_checkpoint
 from experiments.recipes import RECIPES
 from experiments.run import attacks
 from experiments.run.attacks import Plan
+from experiments.run.overrides import override
 from experiments.run.scores import AttackedScores
 from experiments.train import train
 from lrnet_jax.training.attack import Budget

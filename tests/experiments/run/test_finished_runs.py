@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments.cli.overrides import override
 from experiments.recipes import RECIPES
 from experiments.run.finished_runs import changed_fields, find_match, find_runs
+from experiments.run.overrides import override
 from tests.experiments.finished_run import finish
 
 

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 
 from experiments import config as configs
-from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
+from experiments.run.overrides import override
 from experiments.run.workdir import check_checkpoint, check_workdir, claim_workdir, is_new
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
 

@@ -28,7 +28,8 @@ cross_compilation.prepare()
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from pallas_kernels.pallas import backward_pass, forward_kernel, priors  # noqa: E402
+from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: E402
+from pallas_kernels.pallas.lanes import priors  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import cut, errors  # noqa: E402

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels.pallas.arithmetic import Alu, JnpOps, Ops, dot
-from pallas_kernels.pallas.ptx import PtxOps
+from pallas_kernels.pallas.lanes.arithmetic import Alu, JnpOps, Ops, dot
+from pallas_kernels.pallas.lanes.ptx import PtxOps
 
 
 @pytest.mark.parametrize("implementation", [JnpOps, PtxOps])

@@ -12,9 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors, loop
-from pallas_kernels.pallas.memory import (
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.memory import (
     base_address,
     deinterleave,
     interleave,
@@ -23,9 +22,10 @@ from pallas_kernels.pallas.memory import (
     span,
     store,
 )
-from pallas_kernels.pallas.priors import ACCESS, padded
+from pallas_kernels.pallas.lanes.priors import ACCESS, padded
+from pallas_kernels.pallas.lanes.ptx import opaque
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Scalar, Vector, Vectors, loop
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.ptx import opaque
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.pallas import ptx
-from pallas_kernels.pallas.lanes import Vector
+from pallas_kernels.pallas.lanes import ptx
+from pallas_kernels.pallas.lanes.vectors import Vector
 
 
 class SupportsArithmetic(Protocol):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.memory import Layout, deinterleave, interleave
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.memory import Layout, deinterleave, interleave
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8])

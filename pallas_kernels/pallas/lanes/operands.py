@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.pallas.arithmetic import Alu
-from pallas_kernels.pallas.lanes import Mask, Ref, Vector, Vectors
-from pallas_kernels.pallas.memory import Address, Layout, Operand
-from pallas_kernels.pallas.priors import Priors, prior_table
+from pallas_kernels.pallas.lanes.arithmetic import Alu
+from pallas_kernels.pallas.lanes.memory import Address, Layout, Operand
+from pallas_kernels.pallas.lanes.priors import Priors, prior_table
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Vector, Vectors
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.spec import Inputs
 

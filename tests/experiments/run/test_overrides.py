@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 import lrnet_jax
-from experiments.cli.overrides import override
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
+from experiments.run.overrides import override
 
 QUICK = RECIPES["quickstart"]
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.pallas.lanes import Mask, Ref, Scalar, Vector, Vectors
-from pallas_kernels.pallas.memory import base_address, deinterleave, load, span
+from pallas_kernels.pallas.lanes.memory import base_address, deinterleave, load, span
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Scalar, Vector, Vectors
 from pallas_kernels.pallas.problem import LOG2E, Problem
 
 ACCESS = 4

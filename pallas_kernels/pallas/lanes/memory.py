@@ -12,10 +12,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.arithmetic import Alu, Number, Ops
-from pallas_kernels.pallas.lanes import Mask, Ref, Vector, Vectors
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops
+from pallas_kernels.pallas.lanes.ptx import opaque
+from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Vector, Vectors
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.ptx import opaque
 
 
 def load(ref: Ref, index: jax.Array, mask: Mask = None, other: Any = 0) -> jax.Array:

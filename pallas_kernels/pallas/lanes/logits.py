@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.arithmetic import Number, Ops, dot
-from pallas_kernels.pallas.lanes import Vector, Vectors
+from pallas_kernels.pallas.lanes.arithmetic import Number, Ops, dot
+from pallas_kernels.pallas.lanes.vectors import Vector, Vectors
 from pallas_kernels.pallas.problem import LOG2E, Problem
 
 

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.lanes import Mask, Scalar, Vector, Vectors, and_masks
-from pallas_kernels.pallas.memory import Address, Operand
+from pallas_kernels.pallas.lanes.memory import Address, Operand
+from pallas_kernels.pallas.lanes.vectors import Mask, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.problem import Problem
 
 
