@@ -8,7 +8,7 @@ READY  := $(VENV)/.installed
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-prepare test-compiled emulate chaos lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-compiled emulate chaos lint format lock clean
 
 help:
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
@@ -16,6 +16,7 @@ help:
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
 	@echo "make test-isa     the tests that compute, with instructions of another processor: ISA=SSE4_2, AVX"
 	@echo "make test-slow    the long random sweeps, which CI runs once"
+	@echo "make test-interpreted  all tests of the operator with the GPU kernels in interpret mode (most of an hour)"
 	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
@@ -70,13 +71,19 @@ test-fast: $(READY)
 # passes by the rounding of one processor fails here. XLA has no float16 on CPUs without F16C
 # ("Symbols not found: __extendhfsf2"), so its four tests are left out.
 ISA ?= SSE4_2
-NUMERICS := tests/pallas_kernels tests/lrnet_jax/layers tests/lrnet_jax/test_networks.py \
+NUMERICS := tests/pallas_kernels/test_golden.py tests/pallas_kernels/test_problems.py \
+  tests/pallas_kernels/test_gradients.py tests/pallas_kernels/xla tests/lrnet_jax/layers tests/lrnet_jax/test_networks.py \
   tests/lrnet_jax/training/test_steps.py tests/lrnet_jax/training/test_attack.py
 test-isa: $(READY)
 	XLA_FLAGS="--xla_cpu_max_isa=$(ISA) --xla_backend_optimization_level=3" $(PYTEST) -k 'not float16 or bfloat16' $(NUMERICS)
 
 test-slow: $(READY)
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'slow and not interpreted'
+
+# CI runs tests/pallas_kernels/pallas/test_kernels.py instead, which covers every option with small
+# tiles, and the emulator.
+test-interpreted: $(READY)
+	$(PYTEST) -m interpreted tests/pallas_kernels
 
 # The CUDA plugin compiles without a GPU, the rest of the extra `inspect` assembles and disassembles.
 # Kept out of the environment, where JAX would try to use a GPU.

@@ -16,7 +16,7 @@ from tests.pallas_kernels.under_test import assert_close, each_implementation
 SMALL = Shape("small", 6, 7, 6, Spec((3, 5), 4))
 
 
-@pytest.mark.parametrize("implementation", [*each_implementation(slow=()), None])
+@pytest.mark.parametrize("implementation", [*each_implementation(interpreted=()), None])
 def test_shard_map(implementation):
     """Two images on two devices; the prior is the same on both, so its gradient is a sum."""
     shape = Shape("sharded", 4, 5, 4, Spec((3, 3), 4), batch=2)

@@ -10,11 +10,11 @@ from pallas_kernels import implementations, local_relation
 from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.tools.comparison import RESULTS
 
-# Interpret mode compiles every problem for seconds to minutes.
-SLOW = ("pallas_interpret",)
+# Interpret mode compiles every problem for seconds to minutes, at the tiles that a GPU would take.
+INTERPRETED = ("pallas_interpret",)
 
 
-def each_implementation(*without, slow=SLOW):
+def each_implementation(*without, interpreted=INTERPRETED):
     """Every implementation of the table, as parameters of a test.
 
     One that this machine cannot run is skipped, for the reason that it reports.
@@ -25,7 +25,7 @@ def each_implementation(*without, slow=SLOW):
         if reason:
             marks = [pytest.mark.skip(reason=reason)]
         else:
-            marks = [pytest.mark.slow] if name in slow else []
+            marks = [pytest.mark.interpreted] if name in interpreted else []
         if name not in without:
             parameters.append(pytest.param(name, marks=marks))
     return parameters
