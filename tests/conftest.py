@@ -6,8 +6,8 @@ other modules, other processes of pytest-xdist, commands that a test starts.
 """
 
 import os
+import pathlib
 import shutil
-import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -22,17 +22,18 @@ given = os.environ.get("XLA_FLAGS", "")
 added = [f"{flag}={value}" for flag, value in FLAGS.items() if flag not in given]
 os.environ["XLA_FLAGS"] = " ".join([given, *added])
 
-# A folder of the session alone: JAX would never delete what a kept one collects. Workers of
-# pytest-xdist find the variable set by the process that started them.
-session_cache = None
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    session_cache = tempfile.mkdtemp(prefix="lrnet-jax-tests-")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = session_cache
+# Kept from run to run: what did not change is not compiled again. Keys hold the program, the flags
+# and the versions. Workers of pytest-xdist find the variable set by the process that started them.
+CACHE = pathlib.Path(__file__).parents[1] / ".pytest_cache" / "compiled"
+MAX_BYTES = 2 * 2**30
+starts_session = "JAX_COMPILATION_CACHE_DIR" not in os.environ
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 # Loading takes milliseconds.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def pytest_unconfigure():
-    """Deletes the compiled programs of this session."""
-    if session_cache is not None:
-        shutil.rmtree(session_cache, ignore_errors=True)
+    """Deletes the compiled programs once they are many. JAX itself never does."""
+    size = sum(file.stat().st_size for file in CACHE.rglob("*") if file.is_file())
+    if starts_session and size > MAX_BYTES:
+        shutil.rmtree(CACHE, ignore_errors=True)
