@@ -109,12 +109,11 @@ def test_only_experiments_reads_flags():
 
 
 def commands():
-    """The files at the top level of `experiments`, but for the configuration."""
+    """The files at the top level of `experiments`."""
     return [
         name
         for name, module in modules().items()
-        if module.path.parent == ROOT / "experiments"
-        and module.path.name not in ("__init__.py", "config.py")
+        if module.path.parent == ROOT / "experiments" and module.path.name != "__init__.py"
     ]
 
 

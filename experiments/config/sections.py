@@ -1,0 +1,201 @@
+"""The sections of a configuration: frozen dataclasses, each with its checks.
+
+`experiments.config` has the whole, which checks what concerns two sections.
+"""
+
+import dataclasses
+from typing import Any
+
+from lrnet_jax.training.optimizer import Decay
+
+# Metadata of fields. Those marked free change nothing of what a run computes, or only its rounding:
+# a run may be resumed with other values. Those marked "same result" may not change within a run,
+# but a finished run with another value still counts as a run of its recipe.
+FREE = {"mark": "free"}
+SAME_RESULT = {"mark": "same result"}
+
+
+class ConfigError(ValueError):
+    """What was asked for cannot be run; the message says in one line what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """The images, and how they are prepared.
+
+    Attributes:
+      name: a data set of `lrnet_jax.data.open_dataset`.
+      data_dir: folder of the prepared data sets; none for the default of TFDS.
+      image_size: height and width in training and evaluation; none for those of the data set.
+      workers: number of processes that read and decode a data set on disk; none for one per CPU
+        core.
+      tolerate_bad_images: number of undecodable training images that may be replaced. Evaluation
+        tolerates none.
+      flip: whether training images are mirrored at random.
+      shift: maximum number of pixels by which training images are moved at random; for small
+        images.
+      mixup_alpha: pairs of training images are blended with shares from Beta(alpha, alpha); 0 for
+        none.
+      cutmix_alpha: a box of its partner is pasted into each training image, with its area from
+        Beta(alpha, alpha); 0 for none. With both, each image takes one of them at random.
+    """
+
+    name: str = "imagenet2012"
+    data_dir: str | None = dataclasses.field(default=None, metadata=FREE)
+    image_size: int | None = None
+    workers: int | None = dataclasses.field(default=None, metadata=FREE)
+    tolerate_bad_images: int = 0
+    flip: bool = True
+    shift: int = 0
+    mixup_alpha: float = 0.0
+    cutmix_alpha: float = 0.0
+
+    @property
+    def mixes(self) -> bool:
+        """Whether training images are mixed in pairs."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    def __post_init__(self) -> None:
+        names = ("workers", "tolerate_bad_images", "shift", "mixup_alpha", "cutmix_alpha")
+        check_at_least(0, "data.", self, *names)
+        check_at_least(1, "data.", self, "image_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """Adversarial training: each step crafts its own images first (`lrnet_jax.training.attack`).
+
+    Attributes:
+      steps: number of steps of the attack; 0 for regular training.
+      epsilon: maximum change of a pixel, in levels of 0 to 255.
+      step_size: change of a pixel in one step, in levels of 0 to 255.
+      targeted: whether the attack moves towards a random wrong class, or away from the label.
+      random_start: whether it starts at a random point of the box, or at the image.
+      mixed: whether every second image of the batch is left unchanged.
+    """
+
+    steps: int = 0
+    epsilon: float = 16.0
+    step_size: float = 1.0
+    targeted: bool = True
+    random_start: bool = True
+    mixed: bool = False
+
+    def __post_init__(self) -> None:
+        check_at_least(0, "attack.", self, "steps", "epsilon", "step_size")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """SGD with momentum; the defaults are the paper's (section 4.1).
+
+    Attributes:
+      learning_rate: rate after the warm-up, for the whole batch. It is not scaled with the batch
+        size: 0.4 is for 1024 images, use 0.1 for 256.
+      momentum: momentum of SGD.
+      nesterov: whether the momentum is Nesterov's.
+      weight_decay: applied to conv, 1x1 and fc weights.
+      label_smoothing: share of the target that all classes get alike.
+      warmup_epochs: length of the linear rise from 0.
+      decay: "steps" or "cosine".
+      boundaries: epochs at which "steps" multiplies the rate by decay_factor.
+      decay_factor: see boundaries.
+    """
+
+    learning_rate: float = 0.4
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    warmup_epochs: float = 5.0
+    decay: Decay = "steps"
+    boundaries: tuple[float, ...] = (30.0, 60.0, 90.0)
+    decay_factor: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_at_least(0, "optim.", self, "learning_rate", "weight_decay", "warmup_epochs")
+        check_share("optim.", self, "momentum", "label_smoothing")
+        if list(self.boundaries) != sorted(self.boundaries):
+            raise ConfigError(f"optim.boundaries must rise, got {self.boundaries}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """The loop.
+
+    Attributes:
+      batch_size: images per step over all devices.
+      eval_batch_size: images per evaluation step over all devices.
+      accumulate: number of parts into which each device cuts its share of a batch. One part is in
+        memory at a time.
+      max_loss: a step with a larger loss ends the run, as a loss that is not finite does; none for
+        no limit.
+      epochs: length of training.
+      eval_every_epochs: epochs between evaluations, besides the one at the end; 0 for none.
+      sync_batch_norm: whether statistics are taken over the batch of all devices. Otherwise they
+        are taken over each device's share, or over every model.batch_norm_images images as in the
+        paper's recipes.
+      ema_decay: decay of an exponential moving average of the weights, which evaluation then uses;
+        0 for none. 0.9999 averages over some 10,000 steps.
+      log_every: steps between fetches of the metrics from the device. Every step is logged, but
+        the values are fetched only once in so many steps.
+      checkpoint_every: steps between checkpoints, besides the one at the end.
+      checkpoint_minutes: a checkpoint is also written when the last one is this old; 0 for never.
+      keep_checkpoints: number of newest checkpoints to keep, besides the one with the best
+        evaluation.
+      keep_every: checkpoints at multiples of this step are written and never deleted; none for no
+        such checkpoints.
+    """
+
+    batch_size: int = 1024
+    eval_batch_size: int = dataclasses.field(default=1024, metadata=SAME_RESULT)
+    accumulate: int = dataclasses.field(default=1, metadata=FREE)
+    max_loss: float | None = dataclasses.field(default=1000.0, metadata=FREE)
+    epochs: float = 110.0
+    eval_every_epochs: float = dataclasses.field(default=5.0, metadata=SAME_RESULT)
+    sync_batch_norm: bool = False
+    ema_decay: float = 0.0
+    log_every: int = dataclasses.field(default=50, metadata=FREE)
+    checkpoint_every: int = dataclasses.field(default=1000, metadata=FREE)
+    checkpoint_minutes: float = dataclasses.field(default=10.0, metadata=FREE)
+    keep_checkpoints: int = dataclasses.field(default=3, metadata=FREE)
+    keep_every: int | None = dataclasses.field(default=None, metadata=FREE)
+
+    def __post_init__(self) -> None:
+        names = ("batch_size", "eval_batch_size", "accumulate", "log_every", "checkpoint_every")
+        check_at_least(1, "train.", self, *names, "keep_checkpoints", "keep_every")
+        check_at_least(0, "train.", self, "eval_every_epochs", "checkpoint_minutes")
+        check_share("train.", self, "ema_decay")
+        if self.max_loss is not None and not self.max_loss > 0:
+            raise ConfigError(f"train.max_loss must be more than 0, got {self.max_loss}")
+        if self.sync_batch_norm and self.accumulate > 1:
+            raise ConfigError(
+                f"train.sync_batch_norm takes statistics over a whole batch, which "
+                f"train.accumulate {self.accumulate} never holds at once; use "
+                "--config.model.batch_norm_images=64 instead of it"
+            )
+        if not self.epochs > 0:
+            raise ConfigError(f"train.epochs must be more than 0, got {self.epochs}")
+
+
+def check_at_least(least: float, section: str, node: Any, *names: str) -> None:
+    """Refuses fields of a section that are below a bound.
+
+    Raises:
+      ConfigError: a field is; the message names it.
+    """
+    for name in names:
+        number = getattr(node, name)
+        if number is not None and not number >= least:
+            raise ConfigError(f"{section}{name} must be at least {least}, got {number}")
+
+
+def check_share(section: str, node: Any, *names: str) -> None:
+    """Refuses fields of a section that are no share, that is, outside [0, 1).
+
+    Raises:
+      ConfigError: a field is; the message names it.
+    """
+    for name in names:
+        if not 0 <= getattr(node, name) < 1:
+            raise ConfigError(f"{section}{name} must be in [0, 1), got {getattr(node, name)}")
