@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 
 class ChannelTransformation(nnx.Linear):
@@ -87,7 +88,7 @@ def query_or_key(
 def fan_in_normal(
     key: jax.Array,
     shape: Sequence[int],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     variance: float = 2.0,
 ) -> jax.Array:
@@ -98,7 +99,7 @@ def fan_in_normal(
 def normal(
     key: jax.Array,
     shape: Sequence[int],
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     stddev: float,
 ) -> jax.Array:
@@ -106,12 +107,12 @@ def normal(
     return _draw(jax.random.normal, key, shape, dtype, stddev)
 
 
-def uniform(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def uniform(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Draws from U(-1, 1)."""
     return _draw(functools.partial(jax.random.uniform, minval=-1.0), key, shape, dtype, 1.0)
 
 
-def zeros(key: jax.Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+def zeros(key: jax.Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """Zeros for a bias. XLA would compile jnp.zeros for every shape."""
     del key
     return jax.device_put(np.zeros(shape, dtype))
@@ -121,7 +122,7 @@ def _draw(
     sampler: Callable[..., jax.Array],
     key: jax.Array,
     shape: Sequence[int],
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     factor: float,
 ) -> jax.Array:
     """Draws 4096 * 4^n numbers, with the least n that suffices, and keeps the first of them.
