@@ -4,9 +4,10 @@
 """
 
 import dataclasses
+import math
 from typing import Any
 
-from lrnet_jax.training.optimizer import Decay
+from lrnet_jax.training.optimizer import Decay, OptimizerName
 
 # Metadata of fields. Those marked free change nothing of what a run computes, or only its rounding:
 # a run may be resumed with other values. Those marked "same result" may not change within a run,
@@ -87,14 +88,24 @@ class Attack:
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
-    """SGD with momentum; the defaults are the paper's (section 4.1).
+    """The optimiser; the defaults are the paper's SGD with momentum (section 4.1).
 
     Attributes:
+      name: "sgd", "adamw" or "lamb".
       learning_rate: rate after the warm-up, for the whole batch. It is not scaled with the batch
         size: 0.4 is for 1024 images, use 0.1 for 256.
-      momentum: momentum of SGD.
-      nesterov: whether the momentum is Nesterov's.
-      weight_decay: applied to conv, 1x1 and fc weights.
+      momentum: momentum of sgd.
+      nesterov: whether the momentum is Nesterov's, for sgd and adamw.
+      beta1: decay of the mean of gradients, for adamw and lamb.
+      beta2: decay of the mean of their squares, for adamw and lamb.
+      epsilon: added to the root of that mean.
+      weight_decay: applied to conv, 1x1 and fc weights. It is part of the gradient in sgd, and not
+        in the others.
+      clip_norm: gradients with a larger norm are scaled down to it; none for no limit.
+      multipliers: factors of the learning rate by patterns over parameter paths, as in
+        "stem=0,stages/0=0.1,head=10". 0 freezes: no gradient is computed, and running statistics
+        are kept. The last pattern that matches counts.
+      layer_decay: factor of the learning rate from each block to the one below it; 1 for none.
       label_smoothing: share of the target that all classes get alike.
       warmup_epochs: length of the linear rise from 0.
       decay: "steps" or "cosine".
@@ -102,10 +113,17 @@ class Optim:
       decay_factor: see boundaries.
     """
 
+    name: OptimizerName = "sgd"
     learning_rate: float = 0.4
     momentum: float = 0.9
     nesterov: bool = False
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
     weight_decay: float = 1e-4
+    clip_norm: float | None = None
+    multipliers: tuple[str, ...] = ()
+    layer_decay: float = 1.0
     label_smoothing: float = 0.0
     warmup_epochs: float = 5.0
     decay: Decay = "steps"
@@ -114,9 +132,36 @@ class Optim:
 
     def __post_init__(self) -> None:
         check_at_least(0, "optim.", self, "learning_rate", "weight_decay", "warmup_epochs")
-        check_share("optim.", self, "momentum", "label_smoothing")
+        check_share("optim.", self, "momentum", "beta1", "beta2", "label_smoothing")
+        check_above_0("optim.", self, "epsilon", "clip_norm", "layer_decay")
+        if self.layer_decay > 1:
+            raise ConfigError(f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
+        self.parsed_multipliers()
         if list(self.boundaries) != sorted(self.boundaries):
             raise ConfigError(f"optim.boundaries must rise, got {self.boundaries}")
+
+    def parsed_multipliers(self) -> dict[str, float]:
+        """The multipliers as numbers: ("stem=0", "head=10") -> {"stem": 0.0, "head": 10.0}.
+
+        Raises:
+          ConfigError: a text has another form.
+        """
+        found: dict[str, float] = {}
+        for text in self.multipliers:
+            pattern, _, number = text.partition("=")
+            try:
+                factor = float(number)
+            except ValueError:
+                factor = math.nan
+            if not pattern or not 0 <= factor < math.inf:
+                raise ConfigError(
+                    "optim.multipliers must be pairs of a pattern and a factor of at least 0, such "
+                    f"as stem=0,head=10; got {text!r}"
+                )
+            if pattern in found:
+                raise ConfigError(f"optim.multipliers has {pattern!r} twice; leave one out")
+            found[pattern] = factor
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,6 +233,18 @@ def check_at_least(least: float, section: str, node: Any, *names: str) -> None:
         number = getattr(node, name)
         if number is not None and not number >= least:
             raise ConfigError(f"{section}{name} must be at least {least}, got {number}")
+
+
+def check_above_0(section: str, node: Any, *names: str) -> None:
+    """Refuses fields of a section that are not above 0 and finite.
+
+    Raises:
+      ConfigError: a field is not; the message names it.
+    """
+    for name in names:
+        number = getattr(node, name)
+        if number is not None and not 0 < number < math.inf:
+            raise ConfigError(f"{section}{name} must be more than 0, got {number}")
 
 
 def check_share(section: str, node: Any, *names: str) -> None:

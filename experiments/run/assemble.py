@@ -14,10 +14,12 @@ from experiments import config as configs
 from experiments.config import Config, ConfigError
 from experiments.run.inputs import make_attack, make_augment, make_mix, make_normalize
 from lrnet_jax.data.dataset import Dataset
-from lrnet_jax.functional import split
+from lrnet_jax.functional import Tree, split
 from lrnet_jax.training import steps
 from lrnet_jax.training.devices import parallel, replicate
-from lrnet_jax.training.optimizer import learning_rate_schedule, sgd
+from lrnet_jax.training.freezing import freeze, with_frozen_statistics
+from lrnet_jax.training.multipliers import rate_factors
+from lrnet_jax.training.optimizer import Adaptive, learning_rate_schedule, make_optimizer
 from lrnet_jax.training.state import TrainState, init_state
 
 
@@ -45,7 +47,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
     """Builds network, optimiser, state and steps; nothing is compiled yet.
 
     Raises:
-      ConfigError: the run would have no step.
+      ConfigError: the run would have no step, or the optimiser does not fit the network.
     """
     steps_per_epoch = dataset.num_train / config.train.batch_size
     total_steps = round(config.train.epochs * steps_per_epoch)
@@ -60,12 +62,10 @@ def assemble(config: Config, dataset: Dataset) -> Run:
     functional, params, batch_stats = split(model)
     normalize = make_normalize(config, dataset)
     schedule = _schedule(config, steps_per_epoch, total_steps)
-    optimizer = sgd(
-        schedule,
-        momentum=config.optim.momentum,
-        nesterov=config.optim.nesterov,
-        weight_decay=config.optim.weight_decay,
-    )
+    factors = _rate_factors(config, params)
+    frozen = freeze(params, batch_stats, {path for path, factor in factors.items() if not factor})
+    functional = with_frozen_statistics(functional, model, frozen.statistics)
+    optimizer = _optimizer(config, schedule, factors)
     train_step = steps.TrainStep(
         functional,
         optimizer,
@@ -76,6 +76,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         ema_decay=config.train.ema_decay,
         attack=make_attack(config, normalize, functional),
         accumulate=config.train.accumulate,
+        frozen=frozen,
     )
     has_ema = config.train.ema_decay > 0
     state = init_state(params, batch_stats, optimizer, config.seed, ema=has_ema)
@@ -87,6 +88,34 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         total_steps=total_steps,
         metadata=_metadata(config, dataset),
     )
+
+
+def _rate_factors(config: Config, params: Tree) -> dict[str, float]:
+    """The factor of each parameter's learning rate, by its path."""
+    patterns = config.optim.parsed_multipliers()
+    try:
+        return rate_factors(params, patterns, layer_decay=config.optim.layer_decay)
+    except ValueError as error:
+        raise ConfigError(f"optim.multipliers: {error}") from error
+
+
+def _optimizer(
+    config: Config, schedule: optax.Schedule, factors: dict[str, float]
+) -> optax.GradientTransformation:
+    optim = config.optim
+    try:
+        return make_optimizer(
+            optim.name,
+            schedule,
+            momentum=optim.momentum,
+            nesterov=optim.nesterov,
+            adaptive=Adaptive(optim.beta1, optim.beta2, optim.epsilon),
+            weight_decay=optim.weight_decay,
+            clip_norm=optim.clip_norm,
+            factors=factors,
+        )
+    except ValueError as error:
+        raise ConfigError(f"optim.name: {error}") from error
 
 
 def _schedule(config: Config, steps_per_epoch: float, total_steps: int) -> optax.Schedule:

@@ -1,7 +1,7 @@
-"""The paper's optimiser: SGD with momentum, warm-up, and steps or a cosine after it."""
+"""Optimisers, and the schedule of their rate: warm-up, then steps (the paper's) or a cosine."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +9,28 @@ import optax
 from jax.typing import ArrayLike
 
 from lrnet_jax.functional import Tree
+from lrnet_jax.training.freezing import without_frozen
+from lrnet_jax.training.multipliers import scale_by_factors
 
 Decay = Literal["steps", "cosine"]
+OptimizerName = Literal["sgd", "adamw", "lamb"]
+
+
+class Adaptive(NamedTuple):
+    """What Adam's moments need.
+
+    Attributes:
+      beta1: decay of the mean of gradients.
+      beta2: decay of the mean of their squares.
+      epsilon: added to the root of the second mean.
+    """
+
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+ADAM = Adaptive()
 
 
 def learning_rate_schedule(
@@ -79,3 +99,57 @@ def sgd(
         optax.trace(momentum, nesterov=nesterov),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def make_optimizer(
+    name: OptimizerName,
+    schedule: optax.Schedule,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    adaptive: Adaptive = ADAM,
+    weight_decay: float = 1e-4,
+    clip_norm: float | None = None,
+    factors: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+    """An optimiser by its name, with everything around it.
+
+    Args:
+      name: "sgd", or "adamw" and "lamb" of optax. Weight decay is part of the gradient in sgd, and
+        multiplied by the rate alone in the others. It applies to `decay_mask`.
+      schedule: step to learning rate.
+      momentum: of sgd.
+      nesterov: whether the momentum of sgd, or the first moment of adamw, looks ahead.
+      adaptive: of adamw and lamb.
+      weight_decay: see `name`.
+      clip_norm: gradients with a larger norm are scaled down to it; None for no limit.
+      factors: path of each parameter to the factor of its rate; see `multipliers.rate_factors`.
+        Those with 0 are frozen: the optimiser has no state for them and takes no gradients of them.
+
+    Raises:
+      ValueError: lamb has no Nesterov momentum.
+
+    Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101; You
+    et al., "Large Batch Optimization for Deep Learning", arXiv 1904.00962.
+    """
+    if name == "lamb" and nesterov:
+        raise ValueError("lamb has no Nesterov momentum; use nesterov=false, or adamw")
+    beta1, beta2, epsilon = adaptive
+    if name == "sgd":
+        optimizer = sgd(schedule, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+    elif name == "adamw":
+        optimizer = optax.adamw(
+            schedule, beta1, beta2, epsilon, nesterov=nesterov,
+            weight_decay=weight_decay, mask=decay_mask,
+        )  # fmt: skip
+    else:
+        optimizer = optax.lamb(
+            schedule, beta1, beta2, epsilon, weight_decay=weight_decay, mask=decay_mask
+        )
+    # Where nothing is added, the state keeps the form that checkpoints have.
+    if clip_norm is not None:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    if factors is None or all(factor == 1 for factor in factors.values()):
+        return optimizer
+    frozen = frozenset(path for path, factor in factors.items() if factor == 0)
+    return without_frozen(optax.chain(optimizer, scale_by_factors(factors)), frozen)

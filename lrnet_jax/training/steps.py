@@ -18,6 +18,7 @@ from lrnet_jax.data.mixing import Mixed, swap_pairs
 from lrnet_jax.functional import Functional, Tree, Variables
 from lrnet_jax.training.accumulation import mean_over_parts
 from lrnet_jax.training.devices import AXIS, DeviceBatch
+from lrnet_jax.training.freezing import NOTHING, Frozen, join, split_frozen
 from lrnet_jax.training.state import TrainState, average
 
 
@@ -41,8 +42,8 @@ class Gradients(NamedTuple):
     """What some rows contribute to a step; means over the rows.
 
     Attributes:
-      params: of the loss, like the parameters.
-      batch_stats: the updated running statistics.
+      params: of the loss, like the parameters that are not frozen.
+      batch_stats: the updated running statistics that are not frozen.
       loss: float32 scalar.
       accuracy: float32 scalar. Of a mixed image, each label counts for its share.
     """
@@ -62,7 +63,7 @@ class TrainStep:
 
     Attributes:
       functional: the network.
-      optimizer: from `optimizer.sgd`, or any other of optax.
+      optimizer: from `optimizer.make_optimizer`, or any other of optax.
       schedule: only to report the learning rate.
       augment: (images uint8 (b,H,W,3), index int32 (b,), key) -> normalised float images. It draws
         per position in the global batch, so that a batch is augmented alike on any devices.
@@ -77,6 +78,8 @@ class TrainStep:
         whole.
       attack: (variables, batch with the images as `augment` returns them, key) -> normalised images
         that mislead this network, to train on; see `training.attack`. None for regular training.
+      frozen: parameters and statistics that stay as they are. No gradient of them is computed. The
+        optimiser has no state for them, and `functional` normalises with the statistics.
 
     Raises:
       ValueError: ema_decay is not in [0, 1), or (the call) contradicts the state.
@@ -92,6 +95,7 @@ class TrainStep:
     ema_decay: float = 0.0
     accumulate: int = 1
     attack: Callable[[Variables, DeviceBatch, jax.Array], jax.Array] | None = None
+    frozen: Frozen = NOTHING
 
     def __post_init__(self) -> None:
         if not 0 <= self.ema_decay < 1:
@@ -123,12 +127,13 @@ class TrainStep:
     def gradients(self, state: TrainState, key: jax.Array, batch: DeviceBatch) -> Gradients:
         """Gradients, running statistics, loss and accuracy of some rows."""
         examples = self.examples(state, key, batch)
-        loss_fn = functools.partial(
-            self.loss, batch_stats=state.batch_stats, examples=examples
-        )  # fmt: skip
-        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
+        trained, frozen = split_frozen(state.params, self.frozen.params)
+
+        def loss_fn(trained: Tree) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+            return self.loss(join(trained, frozen), state.batch_stats, examples)
+
+        (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        batch_stats, _ = split_frozen(batch_stats, self.frozen.statistics)
         return Gradients(grads, batch_stats, loss, accuracy(logits, examples))
 
     def examples(self, state: TrainState, key: jax.Array, batch: DeviceBatch) -> Examples:
@@ -160,16 +165,25 @@ class TrainStep:
     def apply_gradients(self, state: TrainState, means: Gradients) -> TrainState:
         """The state after a step with these gradients."""
         updates, opt_state = self.optimizer.update(means.params, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        trained, frozen = split_frozen(state.params, self.frozen.params)
+        params = join(optax.apply_updates(trained, updates), frozen)
+        _, statistics = split_frozen(state.batch_stats, self.frozen.statistics)
+        batch_stats = join(means.batch_stats, statistics)
         ema = state.ema
         if ema is not None:
             # Statistics are averaged too: those of the newest weights do not fit averaged weights.
-            new = {"params": params, "batch_stats": means.batch_stats}
+            new = {"params": params, "batch_stats": batch_stats}
             ema = average(ema, new, state.step + 1, self.ema_decay)
+            ema = {  # the mean of equal numbers would differ from them by rounding
+                "params": join(split_frozen(ema["params"], self.frozen.params)[0], frozen),
+                "batch_stats": join(
+                    split_frozen(ema["batch_stats"], self.frozen.statistics)[0], statistics
+                ),
+            }
         return TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=means.batch_stats,
+            batch_stats=batch_stats,
             opt_state=opt_state,
             rng=state.rng,
             ema=ema,

@@ -44,7 +44,7 @@ def test_recipes_survive_json_and_their_own_description(name):
     assert configs.from_dict(json.loads(json.dumps(configs.to_dict(config)))) == config
     typed = dataclasses.replace(config, seed=99)
     for line in describe(config).splitlines():
-        path, text = line.strip().removeprefix("--config.").split("=")
+        path, _, text = line.strip().removeprefix("--config.").partition("=")
         if path not in ("recipe", "network"):
             typed = override(typed, path, text)
     assert typed == config
@@ -76,6 +76,57 @@ def test_fields_that_may_change():
     other = override(override(QUICK, "train.log_every", "7"), "model.remat", "true")
     assert configs.differences(QUICK, other) == ["model.remat: False -> True"]
     assert configs.differences(QUICK, other, ignored=configs.SAME_RESULT) == []
+
+
+def test_a_configuration_of_before_a_field_was_there():
+    """Fields that a saved record lacks have their defaults, which are what was computed before."""
+    record = configs.to_dict(QUICK)
+    for section, fields in {
+        "optim": ("name", "beta1", "beta2", "epsilon", "clip_norm", "multipliers", "layer_decay"),
+    }.items():
+        for field in fields:
+            del record[section][field]
+    assert configs.from_dict(record) == QUICK
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "message"),
+    [
+        (
+            "optim.name",
+            "adam",
+            "config.optim.name must be one of sgd, adamw, lamb; got 'adam'; did you mean adamw",
+        ),
+        ("optim.beta1", "1", r"optim.beta1 must be in \[0, 1\), got 1.0"),
+        ("optim.beta2", "-0.1", r"optim.beta2 must be in \[0, 1\), got -0.1"),
+        ("optim.epsilon", "0", "optim.epsilon must be more than 0, got 0.0"),
+        ("optim.clip_norm", "0", "optim.clip_norm must be more than 0, got 0.0"),
+        ("optim.clip_norm", "nan", "optim.clip_norm must be more than 0, got nan"),
+        ("optim.layer_decay", "1.5", r"optim.layer_decay must be in \(0, 1\], got 1.5"),
+        ("optim.layer_decay", "0", "optim.layer_decay must be more than 0, got 0"),
+        (
+            "optim.multipliers",
+            "stem",
+            "optim.multipliers must be pairs .* such as stem=0,head=10; got 'stem'",
+        ),
+        ("optim.multipliers", "stem=-1", "got 'stem=-1'"),
+        ("optim.multipliers", "=1", "got '=1'"),
+        ("optim.multipliers", "stem=0,head=ten", "got 'head=ten'"),
+        ("optim.multipliers", "stem=0,stem=1", "optim.multipliers has 'stem' twice"),
+    ],
+)
+def test_bad_values_of_the_optimiser(path, text, message):
+    with pytest.raises(ConfigError, match=message):
+        override(QUICK, path, text)
+
+
+def test_multipliers_are_read_in_their_order():
+    config = override(QUICK, "optim.multipliers", "stem=0, stages/0=0.1,head=10")
+    assert list(config.optim.parsed_multipliers().items()) == [
+        ("stem", 0.0), ("stages/0", 0.1), ("head", 10.0),
+    ]  # fmt: skip
+    assert "--config.optim.multipliers=stem=0,stages/0=0.1,head=10" in describe(config)
+    assert configs.from_dict(configs.to_dict(config)) == config
 
 
 def test_differences_name_the_fields():
