@@ -44,7 +44,7 @@ def make(patterns, accumulate=1):
     functional = with_frozen_statistics(functional, model, frozen.statistics)
     optimizer = make_optimizer("adamw", lambda _: 0.01, weight_decay=0.1, factors=factors)
     step = steps.TrainStep(
-        functional, optimizer, lambda _: 0.01, augment=prepare, ema_decay=0.9, frozen=frozen,
+        functional, optimizer, lambda _: 0.01, augment=prepare, ema_decay=0.7, frozen=frozen,
         accumulate=accumulate,
     )  # fmt: skip
     return step, init_state(params, batch_stats, optimizer, seed=0, ema=True)
