@@ -44,7 +44,7 @@ def test_override(path, text, value):
         ("optim.learnig_rate", "1", "no field config.optim.learnig_rate; did you mean optim.learn"),
         ("learning_rate", "1", "did you mean optim.learning_rate?"),
         ("optm.momentum", "1", "did you mean optim"),
-        ("optim", "1", "config.optim is a section; set one of its fields: learning_rate,"),
+        ("optim", "1", "config.optim is a section; set one of its fields: name, learning_rate,"),
         ("seed.x", "1", "seed is a field, not a section"),
         ("recipe", "x", "no field config.recipe"),
         ("train.batch_size", "1e3", "config.train.batch_size must be a whole number, got '1e3'"),
