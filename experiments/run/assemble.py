@@ -18,7 +18,7 @@ from lrnet_jax.functional import Tree, split
 from lrnet_jax.training import steps
 from lrnet_jax.training.devices import parallel, replicate
 from lrnet_jax.training.freezing import freeze, with_frozen_statistics
-from lrnet_jax.training.multipliers import rate_factors
+from lrnet_jax.training.multipliers import frozen_paths, rate_factors
 from lrnet_jax.training.optimizer import Adaptive, learning_rate_schedule, make_optimizer
 from lrnet_jax.training.state import TrainState, init_state
 
@@ -63,7 +63,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
     normalize = make_normalize(config, dataset)
     schedule = _schedule(config, steps_per_epoch, total_steps)
     factors = _rate_factors(config, params)
-    frozen = freeze(params, batch_stats, {path for path, factor in factors.items() if not factor})
+    frozen = freeze(params, batch_stats, frozen_paths(factors))
     functional = with_frozen_statistics(functional, model, frozen.statistics)
     optimizer = _optimizer(config, schedule, factors)
     train_step = steps.TrainStep(

@@ -109,6 +109,11 @@ def join(one: Tree, other: Tree) -> Tree:
     return joined
 
 
+def keep_frozen(new: Tree, old: Tree, frozen: Set[str]) -> Tree:
+    """`new` with the frozen leaves of `old`; `new` may lack them."""
+    return join(split_frozen(new, frozen)[0], split_frozen(old, frozen)[1])
+
+
 def _select(tree: Tree, frozen: Set[str], *, wanted: bool, prefix: str = "") -> Tree:
     chosen = {}
     for key, value in tree.items():

@@ -51,6 +51,11 @@ def rate_factors(
     return factors
 
 
+def frozen_paths(factors: Mapping[str, float]) -> frozenset[str]:
+    """The paths of the parameters that are frozen, which have the factor 0."""
+    return frozenset(path for path, factor in factors.items() if factor == 0)
+
+
 def scale_by_factors(factors: Mapping[str, float]) -> optax.GradientTransformation:
     """Multiplies the update of each parameter by its factor, which scales its learning rate."""
 
@@ -89,10 +94,8 @@ def _block(path: str) -> tuple[int, ...]:
 
 def _beginnings(paths: Iterable[str]) -> list[str]:
     """The names of the parts of a network: head, stages/0, ..., stem."""
-    found = {
-        "/".join(path.split("/")[: 2 if path.startswith("stages/") else 1]): None for path in paths
-    }
-    return list(found)
+    parts = ("/".join(path.split("/")[: 2 if path.startswith("stages/") else 1]) for path in paths)
+    return list(dict.fromkeys(parts))
 
 
 def _ends(paths: Iterable[str]) -> list[str]:

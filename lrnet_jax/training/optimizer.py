@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from lrnet_jax.functional import Tree
 from lrnet_jax.training.freezing import without_frozen
-from lrnet_jax.training.multipliers import scale_by_factors
+from lrnet_jax.training.multipliers import frozen_paths, scale_by_factors
 
 Decay = Literal["steps", "cosine"]
 OptimizerName = Literal["sgd", "adamw", "lamb"]
@@ -151,5 +151,5 @@ def make_optimizer(
         optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
     if factors is None or all(factor == 1 for factor in factors.values()):
         return optimizer
-    frozen = frozenset(path for path, factor in factors.items() if factor == 0)
-    return without_frozen(optax.chain(optimizer, scale_by_factors(factors)), frozen)
+    optimizer = optax.chain(optimizer, scale_by_factors(factors))
+    return without_frozen(optimizer, frozen_paths(factors))

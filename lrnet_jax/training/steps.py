@@ -18,7 +18,7 @@ from lrnet_jax.data.mixing import Mixed, swap_pairs
 from lrnet_jax.functional import Functional, Tree, Variables
 from lrnet_jax.training.accumulation import mean_over_parts
 from lrnet_jax.training.devices import AXIS, DeviceBatch
-from lrnet_jax.training.freezing import NOTHING, Frozen, join, split_frozen
+from lrnet_jax.training.freezing import NOTHING, Frozen, join, keep_frozen, split_frozen
 from lrnet_jax.training.state import TrainState, average
 
 
@@ -165,20 +165,18 @@ class TrainStep:
     def apply_gradients(self, state: TrainState, means: Gradients) -> TrainState:
         """The state after a step with these gradients."""
         updates, opt_state = self.optimizer.update(means.params, state.opt_state, state.params)
-        trained, frozen = split_frozen(state.params, self.frozen.params)
-        params = join(optax.apply_updates(trained, updates), frozen)
-        _, statistics = split_frozen(state.batch_stats, self.frozen.statistics)
-        batch_stats = join(means.batch_stats, statistics)
+        trained, _ = split_frozen(state.params, self.frozen.params)
+        params = optax.apply_updates(trained, updates)
+        params = keep_frozen(params, state.params, self.frozen.params)
+        batch_stats = keep_frozen(means.batch_stats, state.batch_stats, self.frozen.statistics)
         ema = state.ema
         if ema is not None:
             # Statistics are averaged too: those of the newest weights do not fit averaged weights.
             new = {"params": params, "batch_stats": batch_stats}
             ema = average(ema, new, state.step + 1, self.ema_decay)
             ema = {  # the mean of equal numbers would differ from them by rounding
-                "params": join(split_frozen(ema["params"], self.frozen.params)[0], frozen),
-                "batch_stats": join(
-                    split_frozen(ema["batch_stats"], self.frozen.statistics)[0], statistics
-                ),
+                "params": keep_frozen(ema["params"], params, self.frozen.params),
+                "batch_stats": keep_frozen(ema["batch_stats"], batch_stats, self.frozen.statistics),
             }
         return TrainState(
             step=state.step + 1,

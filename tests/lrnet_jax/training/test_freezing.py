@@ -14,7 +14,7 @@ from lrnet_jax.training import steps
 from lrnet_jax.training.checkpoints import flatten
 from lrnet_jax.training.devices import parallel, replicate, shard
 from lrnet_jax.training.freezing import freeze, join, split_frozen, with_frozen_statistics
-from lrnet_jax.training.multipliers import rate_factors
+from lrnet_jax.training.multipliers import frozen_paths, rate_factors
 from lrnet_jax.training.optimizer import make_optimizer
 from lrnet_jax.training.state import init_state
 
@@ -40,7 +40,7 @@ def make(patterns, accumulate=1):
     model = lrnet_jax.create_from_variant(TINY, 5, nnx.Rngs(0))
     functional, params, batch_stats = split(model)
     factors = rate_factors(params, patterns)
-    frozen = freeze(params, batch_stats, {path for path in factors if not factors[path]})
+    frozen = freeze(params, batch_stats, frozen_paths(factors))
     functional = with_frozen_statistics(functional, model, frozen.statistics)
     optimizer = make_optimizer("adamw", lambda _: 0.01, weight_decay=0.1, factors=factors)
     step = steps.TrainStep(
