@@ -98,7 +98,8 @@ $(CUDA)/.installed: $(READY)
 
 PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
-	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py \
+	  tests/pallas_kernels/tools/test_empty_kernels.py
 
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
