@@ -29,7 +29,11 @@ class Functional:
     evaluate: nnx.GraphDef[Network]
 
     def apply_train(
-        self, params: Tree, batch_stats: Tree, images: jax.Array
+        self,
+        params: Tree,
+        batch_stats: Tree,
+        images: jax.Array,
+        branch_scales: jax.Array | None = None,
     ) -> tuple[jax.Array, Tree]:
         """Computes logits (B, num_classes) float32 with the statistics of the batch.
 
@@ -37,12 +41,13 @@ class Functional:
           params: as `split` returns them.
           batch_stats: as `split` returns them.
           images: (B, H, W, in_channels), normalised.
+          branch_scales: (blocks, B), see `Network.features`.
 
         Returns:
           The logits, and the updated running statistics.
         """
         model = merge(self.train, params, batch_stats)
-        logits = model(images)
+        logits = model(images, branch_scales)
         return logits, to_dict(nnx.state(model, nnx.BatchStat))
 
     def apply(self, params: Tree, batch_stats: Tree, images: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The networks: stem, stages of residual blocks and head, built from the plan of a variant."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -55,11 +56,12 @@ class Network(nnx.Module):
             variant.channels[-1], num_classes, use_bias=True, dtype=jnp.dtype("float32"), rngs=rngs
         )
 
-    def __call__(self, images: jax.Array) -> jax.Array:
+    def __call__(self, images: jax.Array, branch_scales: jax.Array | None = None) -> jax.Array:
         """Computes logits.
 
         Args:
           images: (B, H, W, in_channels), normalised.
+          branch_scales: see `features`.
 
         Returns:
           (B, num_classes) float32.
@@ -67,14 +69,18 @@ class Network(nnx.Module):
         Raises:
           ValueError: images have another shape.
         """
-        last = self.features(images)[f"res{len(self.stages) + 1}"]
+        last = self.features(images, branch_scales)[f"res{len(self.stages) + 1}"]
         return self.head(jnp.mean(last, (1, 2), dtype=jnp.float32))
 
-    def features(self, images: jax.Array) -> dict[str, jax.Array]:
+    def features(
+        self, images: jax.Array, branch_scales: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """Computes the feature maps for dense tasks.
 
         Args:
           images: (B, H, W, in_channels), normalised.
+          branch_scales: (blocks, B), what multiplies the branch of each block for each image; see
+            `lrnet_jax.training.drop_path`. None for no factors.
 
         Returns:
           Maps (B, Ho, Wo, C) in the variant's dtype. "res1" is the stem before its pool; "res2",
@@ -95,9 +101,11 @@ class Network(nnx.Module):
         features = {"res1": x}
         if self.variant.stem_pool:
             x = max_pool_3x3(x)
+        call = nnx.remat(Block.__call__) if self.variant.remat else Block.__call__
+        scales = itertools.repeat(None) if branch_scales is None else iter(branch_scales)
         for stage, blocks in enumerate(self.stages):
             for block in blocks:
-                x = nnx.remat(Block.__call__)(block, x) if self.variant.remat else block(x)
+                x = call(block, x, next(scales))
             features[f"res{stage + 2}"] = x
         return features
 
@@ -126,11 +134,13 @@ class Block(nnx.Module):
             else None
         )
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, Ho, Wo, C of the stage)."""
+    def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
+        """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
         y = x
         for index, layer in enumerate(self.branch):
             y = layer(y if index == 0 else jax.nn.relu(y))
+        if scale is not None:
+            y = y * scale.astype(y.dtype)[:, None, None, None]
         y = jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
         return y if self.non_local is None else self.non_local(y)
 

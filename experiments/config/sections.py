@@ -182,6 +182,8 @@ class Train:
         paper's recipes.
       ema_decay: decay of an exponential moving average of the weights, which evaluation then uses;
         0 for none. 0.9999 averages over some 10,000 steps.
+      drop_path: probability that an image skips the last residual block in training; it falls
+        linearly to the first block. 0 for none.
       log_every: steps between fetches of the metrics from the device. Every step is logged, but
         the values are fetched only once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.
@@ -200,6 +202,7 @@ class Train:
     eval_every_epochs: float = dataclasses.field(default=5.0, metadata=SAME_RESULT)
     sync_batch_norm: bool = False
     ema_decay: float = 0.0
+    drop_path: float = 0.0
     log_every: int = dataclasses.field(default=50, metadata=FREE)
     checkpoint_every: int = dataclasses.field(default=1000, metadata=FREE)
     checkpoint_minutes: float = dataclasses.field(default=10.0, metadata=FREE)
@@ -210,7 +213,7 @@ class Train:
         names = ("batch_size", "eval_batch_size", "accumulate", "log_every", "checkpoint_every")
         check_at_least(1, "train.", self, *names, "keep_checkpoints", "keep_every")
         check_at_least(0, "train.", self, "eval_every_epochs", "checkpoint_minutes")
-        check_share("train.", self, "ema_decay")
+        check_share("train.", self, "ema_decay", "drop_path")
         if self.max_loss is not None and not self.max_loss > 0:
             raise ConfigError(f"train.max_loss must be more than 0, got {self.max_loss}")
         if self.sync_batch_norm and self.accumulate > 1:

@@ -12,7 +12,13 @@ from flax import nnx
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from experiments.run.inputs import make_attack, make_augment, make_mix, make_normalize
+from experiments.run.inputs import (
+    make_attack,
+    make_augment,
+    make_drop_path,
+    make_mix,
+    make_normalize,
+)
 from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.functional import Tree, split
 from lrnet_jax.training import steps
@@ -72,6 +78,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         schedule,
         augment=make_augment(config, normalize),
         mix=make_mix(config),
+        drop_path=make_drop_path(config),
         label_smoothing=config.optim.label_smoothing,
         ema_decay=config.train.ema_decay,
         attack=make_attack(config, normalize, functional),

@@ -14,6 +14,7 @@ from lrnet_jax.data.mixing import Mixed, mix
 from lrnet_jax.functional import Functional, Variables
 from lrnet_jax.training.attack import Budget, attack_network
 from lrnet_jax.training.devices import DeviceBatch
+from lrnet_jax.training.drop_path import draw_branch_scales
 
 
 def open_data(config: Config, data_dir: str | None = None) -> Dataset:
@@ -73,6 +74,14 @@ def make_mix(
     return functools.partial(
         mix, mixup_alpha=config.data.mixup_alpha, cutmix_alpha=config.data.cutmix_alpha
     )
+
+
+def make_drop_path(config: Config) -> Callable[[jax.Array, jax.Array], jax.Array] | None:
+    """Positions in the global batch, key -> factors of the branches; None for no drop path."""
+    rate = config.train.drop_path
+    if not rate:
+        return None
+    return functools.partial(draw_branch_scales, rate=rate, blocks=sum(config.model.depths))
 
 
 def make_attack(

@@ -30,12 +30,14 @@ class Examples(NamedTuple):
       labels: (B,) int32.
       other_labels: (B,) int32, the label of the image that is mixed in.
       share: (B,) float32, how much of each image has the first label; 1 without mixing.
+      branch_scales: (blocks, B) float32 with drop path, None without.
     """
 
     images: jax.Array
     labels: jax.Array
     other_labels: jax.Array
     share: jax.Array
+    branch_scales: jax.Array | None = None
 
 
 class Gradients(NamedTuple):
@@ -69,6 +71,8 @@ class TrainStep:
         per position in the global batch, so that a batch is augmented alike on any devices.
       mix: (images as `augment` returns them, index, key) -> mixed images and how much of each is
         its own; see `lrnet_jax.data.mixing`. None in the paper's recipes.
+      drop_path: (index, key) -> factors of the branches; see `training.drop_path`. None in the
+        paper's recipes.
       label_smoothing: 0 in the paper's recipes.
       ema_decay: of the averages of weights and running statistics, where the state keeps them
         (see `average`); 0 in the paper's recipes, which keep none.
@@ -91,6 +95,7 @@ class TrainStep:
     _: dataclasses.KW_ONLY
     augment: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     mix: Callable[[jax.Array, jax.Array, jax.Array], Mixed] | None = None
+    drop_path: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     label_smoothing: float = 0.0
     ema_decay: float = 0.0
     accumulate: int = 1
@@ -137,23 +142,26 @@ class TrainStep:
         return Gradients(grads, batch_stats, loss, accuracy(logits, examples))
 
     def examples(self, state: TrainState, key: jax.Array, batch: DeviceBatch) -> Examples:
-        """The rows augmented, then attacked, then mixed."""
+        """The rows augmented, then attacked, then mixed, and what of the network they skip."""
         labels, index = batch["label"], batch["index"]
         images = self.augment(batch["image"], index, key)
         if self.attack is not None:
             attack_key = jax.random.fold_in(key, random_keys.ATTACK)
             variables = (state.params, state.batch_stats)
             images = self.attack(variables, {**batch, "image": images}, attack_key)
+        scales = None if self.drop_path is None else self.drop_path(index, key)
         if self.mix is None:
-            return Examples(images, labels, labels, jnp.ones(len(labels)))
+            return Examples(images, labels, labels, jnp.ones(len(labels)), scales)
         images, share = self.mix(images, index, jax.random.fold_in(key, random_keys.MIX))
-        return Examples(images, labels, swap_pairs(labels), share)
+        return Examples(images, labels, swap_pairs(labels), share, scales)
 
     def loss(
         self, params: Tree, batch_stats: Tree, examples: Examples
     ) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
         """Mean cross-entropy of some rows; beside it, logits and running statistics."""
-        logits, batch_stats = self.functional.apply_train(params, batch_stats, examples.images)
+        logits, batch_stats = self.functional.apply_train(
+            params, batch_stats, examples.images, examples.branch_scales
+        )
         targets = jax.nn.one_hot(examples.labels, logits.shape[-1])
         if self.mix is not None:
             others = jax.nn.one_hot(examples.other_labels, logits.shape[-1])

@@ -54,6 +54,7 @@ def test_override(path, text, value):
         ("data.mixup_alpha", "-1", "data.mixup_alpha must be at least 0, got -1.0"),
         ("data.cutmix_alpha", "nan", "data.cutmix_alpha must be at least 0, got nan"),
         ("train.ema_decay", "1", r"train.ema_decay must be in \[0, 1\), got 1.0"),
+        ("train.drop_path", "1", r"train.drop_path must be in \[0, 1\), got 1.0"),
         ("data.flip", "maybe", "must be true or false, got 'maybe'"),
         ("optim.decay", "step", "must be one of steps, cosine; got 'step'; did you mean steps?"),
         (

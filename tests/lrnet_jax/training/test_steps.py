@@ -236,7 +236,8 @@ def test_step_is_sgd_with_momentum_and_decay_on_weights_only():
 class Fixed:
     """Stands for a network whose logits are the images' first row, times a parameter."""
 
-    def apply_train(self, params, batch_stats, images):
+    def apply_train(self, params, batch_stats, images, branch_scales=None):
+        del branch_scales
         return params * self.apply(params, batch_stats, images), batch_stats
 
     def apply(self, params, batch_stats, images):
