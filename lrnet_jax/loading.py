@@ -41,7 +41,8 @@ def load_checkpoint(
 
     Returns:
       The network on the first local device, and the metadata of the checkpoint: network, variant,
-      num_classes, class_names, mean and std of the images (0 to 255), image_size, step, config.
+      num_classes, class_names (None with another num_classes), step, config, and what was done to
+      the images: mean and std (0 to 255), image_size, resize. `load_classifier` does all of that.
       "skipped" lists what of the checkpoint was left out. "ema" is whether the weights are
       averages. "damaged" has a message for each newer checkpoint that was passed over.
 
@@ -61,7 +62,7 @@ def load_checkpoint(
         fresh = create_from_variant(variant, num_classes, rngs or nnx.Rngs(0))
         functional, fresh_params, _ = split(fresh)
         params = {**params, "head": fresh_params["head"]}
-        metadata = {**metadata, "num_classes": num_classes}
+        metadata = {**metadata, "num_classes": num_classes, "class_names": None}
     model = merge(functional.evaluate, params, stored["batch_stats"])
     return model, {**metadata, "damaged": list(damaged), "ema": ema, "skipped": skipped}
 

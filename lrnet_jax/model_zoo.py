@@ -88,6 +88,11 @@ def create_model(
       TypeError: there is no such field, or a value is of the wrong type.
     """
     variant = get_variant(name)
+    if fields.pop("pretrained", False):
+        raise TypeError(
+            "pretrained=True: no weights are shipped; load your own by "
+            "lrnet_jax.load_checkpoint(path)"
+        )
     known = [field.name for field in dataclasses.fields(Variant)]
     for field in fields:
         if field not in known:

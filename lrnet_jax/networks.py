@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lrnet_jax.checks import check_images, check_positive, check_rngs
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import ChannelTransformation, fan_in_normal
 from lrnet_jax.layers.full_image import FullImageRelation
@@ -15,7 +16,14 @@ from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
 from lrnet_jax.layers.pooling import max_pool_3x3
 from lrnet_jax.layers.relation import Relation, RelationOptions
-from lrnet_jax.plan import BlockPlan, LayerPlan, plan_blocks, plan_stem
+from lrnet_jax.plan import (
+    BlockPlan,
+    FeatureInfo,
+    LayerPlan,
+    feature_info,
+    plan_blocks,
+    plan_stem,
+)
 from lrnet_jax.variant import Variant
 
 
@@ -38,29 +46,58 @@ class Network(nnx.Module):
 
     Raises:
       ValueError: num_classes is less than 1.
+      TypeError: num_classes is not an int, or rngs are not `nnx.Rngs`.
 
     Source: Table 2 of the paper.
     """
 
     def __init__(self, variant: Variant, num_classes: int = 1000, *, rngs: nnx.Rngs) -> None:
-        if num_classes < 1:
-            raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+        check_rngs(rngs)
         self.variant = variant
-        self.num_classes = num_classes
         self.stem = nnx.List([Normalized(variant, plan, rngs) for plan in plan_stem(variant)])
         stages: list[list[Block]] = [[] for _ in variant.depths]
         for plan in plan_blocks(variant):
             stages[plan.stage].append(Block(variant, plan, rngs))
         self.stages = nnx.List([nnx.List(blocks) for blocks in stages])
+        self.reset_head(num_classes, rngs=rngs)
+
+    def reset_head(self, num_classes: int, *, rngs: nnx.Rngs | None = None) -> None:
+        """Replaces the head by a fresh one, for other classes.
+
+        Args:
+          num_classes: number of logits.
+          rngs: the source of its initial weights, Rngs(0) by default.
+
+        Raises:
+          ValueError: num_classes is less than 1.
+          TypeError: num_classes is not an int.
+        """
+        check_positive("num_classes", num_classes)
+        self.num_classes = num_classes
         self.head = ChannelTransformation(
-            variant.channels[-1], num_classes, use_bias=True, dtype=jnp.dtype("float32"), rngs=rngs
+            self.num_features,
+            num_classes,
+            use_bias=True,
+            dtype=jnp.dtype("float32"),
+            rngs=rngs or nnx.Rngs(0),
         )
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the last feature map, which the head takes."""
+        return self.variant.channels[-1]
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """Name, channels and stride of each map of `features`, from the finest to the coarsest."""
+        return feature_info(self.variant)
 
     def __call__(self, images: jax.Array, branch_scales: jax.Array | None = None) -> jax.Array:
         """Computes logits.
 
         Args:
-          images: (B, H, W, in_channels), normalised.
+          images: (B, H, W, in_channels) floating point, normalised. `load_classifier(path)` knows
+            how: `classifier.preprocess(files)`.
           branch_scales: see `features`.
 
         Returns:
@@ -68,6 +105,7 @@ class Network(nnx.Module):
 
         Raises:
           ValueError: images have another shape.
+          TypeError: images are integers.
         """
         last = self.features(images, branch_scales)[f"res{len(self.stages) + 1}"]
         return self.head(jnp.mean(last, (1, 2), dtype=jnp.float32))
@@ -78,23 +116,19 @@ class Network(nnx.Module):
         """Computes the feature maps for dense tasks.
 
         Args:
-          images: (B, H, W, in_channels), normalised.
+          images: (B, H, W, in_channels) floating point, normalised.
           branch_scales: (blocks, B), what multiplies the branch of each block for each image; see
             `lrnet_jax.training.drop_path`. None for no factors.
 
         Returns:
           Maps (B, Ho, Wo, C) in the variant's dtype. "res1" is the stem before its pool; "res2",
-          "res3" and so on are the stages. With the default stem their strides are 2, 4, 8, ...
+          "res3" and so on are the stages. `feature_info` has their strides and channels.
 
         Raises:
           ValueError: images have another shape.
+          TypeError: images are integers.
         """
-        channels = self.variant.in_channels
-        if images.ndim != 4 or images.shape[-1] != channels:
-            raise ValueError(
-                f"images must be (B, H, W, {channels}), got {images.shape}; "
-                "add a batch axis with images[None], or set in_channels"
-            )
+        check_images(images, self.variant.in_channels)
         x = images.astype(self.variant.dtype)
         for layer in self.stem:
             x = jax.nn.relu(layer(x))

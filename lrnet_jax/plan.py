@@ -5,7 +5,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from lrnet_jax.variant import Operator, Variant
 from pallas_kernels.spec import strided_size
@@ -60,6 +60,30 @@ class BlockPlan:
     index: int
     branch: tuple[LayerPlan, ...]
     shortcut: LayerPlan | None
+
+
+class FeatureInfo(NamedTuple):
+    """One feature map of a network.
+
+    Attributes:
+      name: its key in the result of `Network.features`.
+      channels: C of the map.
+      stride: pixels of the image for each pixel of the map.
+    """
+
+    name: str
+    channels: int
+    stride: int
+
+
+def feature_info(variant: Variant) -> tuple[FeatureInfo, ...]:
+    """The feature maps of a network, from the finest to the coarsest."""
+    stride = variant.stem_strides
+    maps = [FeatureInfo("res1", variant.stem_channels, stride)]
+    stride *= 2 if variant.stem_pool else 1
+    for stage, channels in enumerate(variant.channels):
+        maps.append(FeatureInfo(f"res{stage + 2}", channels, stride * 2**stage))
+    return tuple(maps)
 
 
 def plan_stem(variant: Variant) -> tuple[LayerPlan, ...]:

@@ -147,6 +147,7 @@ def _metadata(config: Config, dataset: Dataset) -> dict[str, Any]:
         "mean": dataset.mean,
         "std": dataset.std,
         "image_size": dataset.image_size,
+        "resize": dataset.resize,
         "config": record,
         "versions": {"lrnet_jax": lrnet_jax.__version__, "jax": jax.__version__},
     }

@@ -27,6 +27,11 @@ class Dataset(Protocol):
         ...
 
     @property
+    def resize(self) -> int:
+        """Shorter side of an evaluation image, of which `image_size` is the centre."""
+        ...
+
+    @property
     def num_train(self) -> int:
         """Images of the training split."""
         ...

@@ -64,8 +64,15 @@ def random_resized_box(width: int, height: int, random: np.random.Generator) -> 
     return left, top, left + box_width, top + box_height
 
 
-def central_crop(image: Image.Image, image_size: int) -> np.ndarray:
-    """The shorter side to S * 256 / 224, bicubic, and the central (S, S, 3) of it.
+def shorter_side(image_size: int) -> int:
+    """The shorter side of an image before its central crop: S * 256 / 224."""
+    return round(image_size / EVAL_FRACTION)
+
+
+def central_crop(image: Image.Image, image_size: int, resize: int | None = None) -> np.ndarray:
+    """The shorter side to `resize`, bicubic, and the central (S, S, 3) of it.
+
+    By default, `resize` is S * 256 / 224.
 
     Whole pixels are rounded as torchvision's Resize(256) and CenterCrop(224) do: the longer side
     down, and the crop may lie half a pixel off the centre. Figures in the literature are taken so.
@@ -74,7 +81,7 @@ def central_crop(image: Image.Image, image_size: int) -> np.ndarray:
 
     Source: paper, section 5 (single centre crop).
     """
-    short = round(image_size / EVAL_FRACTION)
+    short = shorter_side(image_size) if resize is None else resize
     width, height = (int(short * side / min(image.size)) for side in image.size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     resized = image.resize((width, height), Image.Resampling.BICUBIC)

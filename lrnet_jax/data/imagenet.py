@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from lrnet_jax.data import order, prepared
 from lrnet_jax.data.dataset import Batch
+from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.data.loading import LAST_STEP, EvalLoader, TrainLoader, load, too_many
 from lrnet_jax.data.prepared import Split
 
@@ -62,6 +63,11 @@ class PreparedDataset:
     def num_classes(self) -> int:
         """Labels are in [0, num_classes)."""
         return self.train.num_classes
+
+    @property
+    def resize(self) -> int:
+        """Shorter side of an evaluation image before its central crop."""
+        return shorter_side(self.image_size)
 
     @property
     def num_train(self) -> int:

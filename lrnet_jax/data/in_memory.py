@@ -80,6 +80,11 @@ class InMemoryDataset:
         return self.train_images.shape[1]
 
     @property
+    def resize(self) -> int:
+        """The images are not cropped."""
+        return self.image_size
+
+    @property
     def num_train(self) -> int:
         """Images of the training split."""
         return len(self.train_labels)

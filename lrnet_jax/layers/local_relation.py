@@ -110,7 +110,16 @@ class LocalRelation(Relation):
         return self._to_vectors(self.query(x)), self._to_vectors(self.key(x))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, in_features) -> (B, Ho, Wo, out_features)."""
+        """(B, H, W, in_features) -> (B, Ho, Wo, out_features).
+
+        Raises:
+          ValueError: x has another shape.
+        """
+        if x.ndim != 4 or x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"x must be (B, H, W, {self.in_features}), got {x.shape}; "
+                "in_features is the number of channels of the input"
+            )
         x = x if self.dtype is None else x.astype(self.dtype)
         query, key = self.query_and_key(x)
         aggregated = local_relation(

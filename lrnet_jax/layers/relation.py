@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lrnet_jax.checks import check_positive
+from lrnet_jax.checks import check_positive, check_rngs
 from lrnet_jax.layers.channel_transformation import ChannelTransformation, query_or_key
 from lrnet_jax.layers.geometric_prior import Prior, make_prior, tabulate
 from pallas_kernels.spec import Normalization, Similarity
@@ -40,7 +40,8 @@ class Relation(nnx.Module):
       **options: as in `LocalRelation`.
 
     Raises:
-      TypeError: strides, channels_per_group or query_key_dim is not an int.
+      TypeError: strides, channels_per_group or query_key_dim is not an int, or rngs are not
+        `nnx.Rngs`.
       ValueError: one of them is less than 1, or there is no such prior.
     """
 
@@ -54,6 +55,8 @@ class Relation(nnx.Module):
         rngs: nnx.Rngs,
         **options: Unpack[RelationOptions],
     ) -> None:
+        check_rngs(rngs)
+        self.in_features = in_features
         self.strides = strides
         self.channels_per_group = options["channels_per_group"]
         self.query_key_dim = options["query_key_dim"]

@@ -18,6 +18,7 @@ from experiments.recipes import RECIPES
 from experiments.run.artifact import MODULE, export, verify
 from experiments.run.results import FILE as RESULT
 from experiments.train import train
+from lrnet_jax.data import fashion_mnist_subset
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoints import CheckpointError
@@ -53,6 +54,19 @@ def test_evaluate_reproduces_the_final_numbers_exactly(run):
     last = evaluate_checkpoint(open_checkpoint(str(workdir), ema=False))
     assert last.count == result.count
     assert last.loss != result.loss
+
+
+def test_a_classifier_scores_what_the_run_did(run):
+    """Raw images and nothing else: preprocessing and names come with the checkpoint."""
+    workdir, result = run
+    dataset = fashion_mnist_subset()
+    classifier = lrnet_jax.load_classifier(workdir)
+    assert classifier.class_names == dataset.class_names
+    probabilities = classifier.probabilities(dataset.eval_images, batch_size=512)
+    right = probabilities[np.arange(2000), dataset.eval_labels]
+    top1 = 100 * float(np.mean(probabilities.argmax(1) == dataset.eval_labels))
+    assert top1 == pytest.approx(result.top1, abs=0.051)  # one image whose classes are level
+    assert -np.log(right).mean() == pytest.approx(result.loss, rel=1e-5)
 
 
 def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeypatch):

@@ -61,6 +61,13 @@ def test_unknown_names_and_fields_are_answered():
         create_model("lrnet26", kernal_size=5, rngs=nnx.Rngs(0))
 
 
+def test_a_seed_and_pretrained_weights_are_answered():
+    with pytest.raises(TypeError, match=r"must be flax.nnx.Rngs, got 0; write rngs=nnx.Rngs\(0\)"):
+        create_model("lrnet26", rngs=0)
+    with pytest.raises(TypeError, match="no weights are shipped; load your own"):
+        create_model("lrnet26", pretrained=True, rngs=nnx.Rngs(0))
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

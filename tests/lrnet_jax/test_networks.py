@@ -204,6 +204,47 @@ def test_stem_pool_is_a_max_pool(size):
     np.testing.assert_array_equal(max_pool_3x3(x), want)
 
 
+def test_feature_info_describes_the_features():
+    for name in ("lrnet26", "lrnet_small"):
+        model = create(small(name))
+        maps = nnx.eval_shape(lambda model, x: model.features(x), model, images(2, 32, 32, 3))
+        assert {info.name: (2, 32 // info.stride, 32 // info.stride, info.channels)
+                for info in model.feature_info} == {
+            name: map_.shape for name, map_ in maps.items()
+        }  # fmt: skip
+        assert model.num_features == model.feature_info[-1].channels == 24
+
+
+def test_a_head_for_other_classes():
+    model = create(small("resnet26"))
+    body = paths(nnx.state(model.stages))
+    model.reset_head(9)
+    assert model.num_classes == 9
+    assert model(images(2, 8, 8, 3)).shape == (2, 9)
+    after = paths(nnx.state(model.stages, nnx.Param))
+    assert all(np.array_equal(leaf, body[path]) for path, leaf in after.items())
+    kernel = np.asarray(model.head.kernel[...])
+    model.reset_head(9, rngs=nnx.Rngs(1))
+    assert not np.array_equal(kernel, model.head.kernel[...])
+    with pytest.raises(ValueError, match="num_classes must be at least 1, got 0"):
+        model.reset_head(0)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "bool"])
+def test_integers_are_refused(dtype):
+    """A network that takes levels of 0 to 255 for normalised values guesses without a word."""
+    model = create(small("resnet26"))
+    for function in (model, model.features):
+        with pytest.raises(TypeError, match=rf"floating point, got {dtype}; use .*load_classifier"):
+            function(np.zeros((2, 8, 8, 3), dtype))
+
+
+def test_channels_first_are_answered_by_the_transpose():
+    model = create(small("resnet26"))
+    with pytest.raises(ValueError, match=r"\(2, 3, 8, 9\), .* use images.transpose\(0, 2, 3, 1\)"):
+        model(images(2, 3, 8, 9))
+
+
 def test_errors():
     model = create(small("resnet26"))
     with pytest.raises(ValueError, match=r"images must be \(B, H, W, 3\), got \(8, 8, 3\)"):

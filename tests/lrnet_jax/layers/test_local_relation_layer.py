@@ -133,3 +133,11 @@ def test_errors():
     table = LocalRelation(8, 8, 3, prior="table", rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match="a table of 3 x 3 positions, but 5 x 3"):
         table.prior(np.zeros(5), np.zeros(3))
+
+
+def test_other_channels_and_a_seed_are_answered():
+    layer = LocalRelation(6, 4, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"x must be \(B, H, W, 6\), got \(1, 9, 9, 5\); in_feat"):
+        layer(random_input(1, 9, 9, 5))
+    with pytest.raises(TypeError, match=r"got 0; write rngs=nnx.Rngs\(0\)"):
+        LocalRelation(6, 4, rngs=0)
