@@ -6,7 +6,7 @@ from absl import flags
 
 from experiments.cli.command_line import FIELD_FLAG
 from experiments.config import Config, ConfigError
-from experiments.run.overrides import describe, override
+from experiments.run.overrides import describe, override_all
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -42,11 +42,7 @@ def chosen_config(options: flags.FlagValues) -> Config:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else "--config=help lists them"
         raise ConfigError(f"no recipe is named {name!r}; {hint}")
-    config = RECIPES[name]
-    # The network comes first because the fields of `model` follow it.
-    for path, text in sorted(chosen_changes(options), key=lambda item: item[0] != "network"):
-        config = override(config, path, text)
-    return config
+    return override_all(RECIPES[name], chosen_changes(options))
 
 
 def chosen_changes(options: flags.FlagValues) -> list[tuple[str, str]]:

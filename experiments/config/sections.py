@@ -133,10 +133,17 @@ class Optim:
     def __post_init__(self) -> None:
         check_at_least(0, "optim.", self, "learning_rate", "weight_decay", "warmup_epochs")
         check_share("optim.", self, "momentum", "beta1", "beta2", "label_smoothing")
-        check_above_0("optim.", self, "epsilon", "clip_norm", "layer_decay")
+        check_above_0("optim.", self, "epsilon", "layer_decay")
+        check_above_0("optim.", self, "clip_norm", no_limit="none")
         if self.layer_decay > 1:
             raise ConfigError(f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
+        if self.name == "lamb" and self.nesterov:
+            raise ConfigError(
+                "optim.nesterov: lamb has no Nesterov momentum; use "
+                "--config.optim.nesterov=false, or --config.optim.name=adamw"
+            )
         self.parsed_multipliers()
+        check_finite("optim.", self, "boundaries", "decay_factor")
         if list(self.boundaries) != sorted(self.boundaries):
             raise ConfigError(f"optim.boundaries must rise, got {self.boundaries}")
 
@@ -213,41 +220,61 @@ class Train:
         names = ("batch_size", "eval_batch_size", "accumulate", "log_every", "checkpoint_every")
         check_at_least(1, "train.", self, *names, "keep_checkpoints", "keep_every")
         check_at_least(0, "train.", self, "eval_every_epochs", "checkpoint_minutes")
+        check_above_0("train.", self, "epochs")
+        check_above_0("train.", self, "max_loss", no_limit="none")
         check_share("train.", self, "ema_decay", "drop_path")
-        if self.max_loss is not None and not self.max_loss > 0:
-            raise ConfigError(f"train.max_loss must be more than 0, got {self.max_loss}")
         if self.sync_batch_norm and self.accumulate > 1:
             raise ConfigError(
                 f"train.sync_batch_norm takes statistics over a whole batch, which "
                 f"train.accumulate {self.accumulate} never holds at once; use "
                 "--config.model.batch_norm_images=64 instead of it"
             )
-        if not self.epochs > 0:
-            raise ConfigError(f"train.epochs must be more than 0, got {self.epochs}")
 
 
 def check_at_least(least: float, section: str, node: Any, *names: str) -> None:
-    """Refuses fields of a section that are below a bound.
+    """Refuses fields of a section that are below a bound, or infinite.
 
     Raises:
       ConfigError: a field is; the message names it.
     """
+    check_finite(section, node, *names)
     for name in names:
         number = getattr(node, name)
         if number is not None and not number >= least:
             raise ConfigError(f"{section}{name} must be at least {least}, got {number}")
 
 
-def check_above_0(section: str, node: Any, *names: str) -> None:
-    """Refuses fields of a section that are not above 0 and finite.
+def check_above_0(section: str, node: Any, *names: str, no_limit: str | None = None) -> None:
+    """Refuses fields of a section that are not above 0, or infinite.
+
+    Args:
+      section: the section with its dot, for messages.
+      node: the section.
+      *names: its fields.
+      no_limit: what to type instead of infinity.
 
     Raises:
-      ConfigError: a field is not; the message names it.
+      ConfigError: a field is; the message names it.
     """
+    check_finite(section, node, *names, no_limit=no_limit)
     for name in names:
         number = getattr(node, name)
-        if number is not None and not 0 < number < math.inf:
+        if number is not None and not number > 0:
             raise ConfigError(f"{section}{name} must be more than 0, got {number}")
+
+
+def check_finite(section: str, node: Any, *names: str, no_limit: str | None = None) -> None:
+    """Refuses infinite fields of a section, see `check_above_0`; NaN fails the other checks.
+
+    Raises:
+      ConfigError: a field is, or a number of it; the message names it.
+    """
+    for name in names:
+        value = getattr(node, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and math.isinf(number):
+                mend = f"; --config.{section}{name}={no_limit} is no limit" if no_limit else ""
+                raise ConfigError(f"{section}{name} must be finite, got {number}{mend}")
 
 
 def check_share(section: str, node: Any, *names: str) -> None:

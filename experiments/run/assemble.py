@@ -53,7 +53,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
     """Builds network, optimiser, state and steps; nothing is compiled yet.
 
     Raises:
-      ConfigError: the run would have no step, or the optimiser does not fit the network.
+      ConfigError: the run would have no step, or a multiplier does not fit the network.
     """
     steps_per_epoch = dataset.num_train / config.train.batch_size
     total_steps = round(config.train.epochs * steps_per_epoch)
@@ -110,19 +110,16 @@ def _optimizer(
     config: Config, schedule: optax.Schedule, factors: dict[str, float]
 ) -> optax.GradientTransformation:
     optim = config.optim
-    try:
-        return make_optimizer(
-            optim.name,
-            schedule,
-            momentum=optim.momentum,
-            nesterov=optim.nesterov,
-            adaptive=Adaptive(optim.beta1, optim.beta2, optim.epsilon),
-            weight_decay=optim.weight_decay,
-            clip_norm=optim.clip_norm,
-            factors=factors,
-        )
-    except ValueError as error:
-        raise ConfigError(f"optim.name: {error}") from error
+    return make_optimizer(
+        optim.name,
+        schedule,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+        adaptive=Adaptive(optim.beta1, optim.beta2, optim.epsilon),
+        weight_decay=optim.weight_decay,
+        clip_norm=optim.clip_norm,
+        factors=factors,
+    )
 
 
 def _schedule(config: Config, steps_per_epoch: float, total_steps: int) -> optax.Schedule:

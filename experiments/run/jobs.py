@@ -9,7 +9,7 @@ from experiments.config import Config, ConfigError
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import PAPER_ROWS
 from experiments.run.finished_runs import FinishedRun, find_match, find_runs
-from experiments.run.overrides import override
+from experiments.run.overrides import override_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +95,7 @@ def plan_jobs(
 
 
 def _job(title: str, recipe: str, workdir: pathlib.Path, changes: Sequence[tuple[str, str]]) -> Job:
-    config = RECIPES[recipe]
-    for path, text in changes:
-        config = override(config, path, text)
+    config = override_all(RECIPES[recipe], changes)
     typed = tuple(f"--config.{path}={text}" for path, text in changes)
     return Job(title, config, workdir, typed)
 

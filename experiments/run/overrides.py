@@ -14,20 +14,44 @@ _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
 def override(config: Config, path: str, text: str) -> Config:
-    """A Config with one field set from the command line.
+    """A Config with one field set from the command line; see `override_all`."""
+    return override_all(config, [(path, text)])
+
+
+def override_all(config: Config, changes: Sequence[tuple[str, str]]) -> Config:
+    """A Config with fields set from the command line.
+
+    They are set at once, so that their order does not matter and only the outcome is checked. The
+    network comes first, because the fields of `model` follow it.
 
     Args:
       config: the Config to start from.
-      path: path of the field, such as "optim.learning_rate".
-      text: the value as typed; "none" where the field may be None, "3,4,6,3" for tuples.
+      changes: the path of each field, such as "optim.learning_rate", and the value as typed: "none"
+        where the field may be None, "3,4,6,3" for tuples.
 
     Raises:
-      ConfigError: there is no such field (the message names the nearest), the path is a section, or
-        the value has the wrong type or is out of range.
+      ConfigError: there is no such field (the message names the nearest), a path is a section, or
+        a value has the wrong type or is out of range.
     """
-    if path == "network":
-        return _change_network(config, text)
-    return _override(config, path.split("."), path, text)
+    for path, text in changes:
+        if path == "network":
+            config = _change_network(config, text)
+    sections: dict[str, dict[str, Any]] = {}  # "" for the fields of Config itself
+    for path, text in changes:
+        if path != "network":
+            section, name = _locate(config, path)
+            kind = typing.get_type_hints(SECTIONS.get(section, Config))[name]
+            sections.setdefault(section, {})[name] = parse(kind, text, path)
+    fields = sections.pop("", {})
+    typed = " ".join(f"config.{path}={text}" for path, text in changes)
+    try:
+        for section, values in sections.items():
+            fields[section] = dataclasses.replace(getattr(config, section), **values)
+        return dataclasses.replace(config, **fields)
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{typed}: {error}") from error
 
 
 def describe(config: Config) -> str:
@@ -93,27 +117,22 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _override(node: Any, names: Sequence[str], path: str, text: str) -> Any:
-    """A configuration or a section of it, with the field at the end of `names` set."""
-    name, *rest = names
+def _locate(config: Config, path: str) -> tuple[str, str]:
+    """The section and the name of a field; the section of Config's own fields is ""."""
+    name, *rest = path.split(".")
+    section = ""
+    node: Any = config
+    if name in SECTIONS:
+        if not rest:
+            fields = ", ".join(_fields(SECTIONS[name]))
+            raise ConfigError(f"config.{path} is a section; set one of its fields: {fields}")
+        section, node = name, getattr(config, name)
+        name, *rest = rest
     if name not in _fields(node) or path == "recipe":
         raise ConfigError(f"no field config.{path}; {_nearest(_fields(node), name, path)}")
-    value = getattr(node, name)
-    if dataclasses.is_dataclass(value):
-        if not rest:
-            fields = ", ".join(_fields(value))
-            raise ConfigError(f"config.{path} is a section; set one of its fields: {fields}")
-        value = _override(value, rest, path, text)
-    elif rest:
+    if rest:
         raise ConfigError(f"config.{path}: {name} is a field, not a section")
-    else:
-        value = parse(typing.get_type_hints(type(node))[name], text, path)
-    try:
-        return dataclasses.replace(node, **{name: value})
-    except ConfigError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.{path}={text}: {error}") from error
+    return section, name
 
 
 def _nearest(known: Sequence[str], name: str, path: str) -> str:

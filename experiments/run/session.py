@@ -97,7 +97,7 @@ def open_session(
         stop = stack.enter_context(StopRequest())
         start, saver = Start(new, resumed=False, damaged=[], progress={}), None
         if processes.is_first():
-            stack.enter_context(claim_workdir(config, workdir, new=new))
+            stack.enter_context(claim_workdir(config, workdir))
             newest, every = config.train.keep_checkpoints, config.train.keep_every
             saver = stack.enter_context(CheckpointSaver(workdir, newest=newest, every=every))
             start, run = _restore(config, workdir, start, run)

@@ -9,9 +9,11 @@ from typing import Any
 
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from lrnet_jax.training import workdir_lock
+from experiments.run import bad_step, results
+from lrnet_jax.training import checkpoints, workdir_lock
 from lrnet_jax.training.atomic import spare_name, write_atomically
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
+from lrnet_jax.training.reporting import METRICS
 
 DISK_ERRORS = frozenset(
     {
@@ -24,11 +26,15 @@ DISK_ERRORS = frozenset(
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     """Accepts a new or empty workdir, and one that holds a run of this configuration.
 
+    A run that failed before its first step holds nothing, so its workdir counts as new.
+
     Raises:
       ConfigError: it holds a run with another configuration, or files of something else.
     """
     path = workdir / configs.FILE
     if path.exists():
+        if is_new(workdir):
+            return
         differing = configs.differences(configs.load(path), config)
         if differing:
             raise ConfigError(
@@ -47,26 +53,29 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def claim_workdir(config: Config, workdir: pathlib.Path, *, new: bool) -> Iterator[None]:
+def claim_workdir(config: Config, workdir: pathlib.Path) -> Iterator[None]:
     """Locks a workdir that `check_workdir` accepts, and writes the configuration into it.
 
     Args:
       config: the configuration of the run.
       workdir: made if it is missing.
-      new: whether it was new when it was checked.
 
     Raises:
-      ConfigError: the workdir cannot be written to, now or later while it is locked; or another
-        process has started a run with another configuration in it since the check.
+      ConfigError: the workdir cannot be made, or written to, now or later while it is locked; or
+        another process has run another configuration in it since the check.
       WorkdirInUseError: another process has locked it.
     """
     path = workdir / configs.FILE
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make --workdir={workdir}: {error.strerror}; give another --workdir"
+        ) from error
+    try:
         with workdir_lock.lock_workdir(workdir):
-            if new and not is_new(workdir):
-                # Another process started a run here after the check, and has ended.
-                check_workdir(config, workdir)
+            # Another process may have run here after the first check, and have ended.
+            check_workdir(config, workdir)
             write_atomically(path, json.dumps(configs.to_dict(config), indent=2) + "\n")
             yield
     except OSError as error:
@@ -79,8 +88,18 @@ def claim_workdir(config: Config, workdir: pathlib.Path, *, new: bool) -> Iterat
 
 
 def is_new(workdir: pathlib.Path) -> bool:
-    """Whether no run has started in a workdir yet."""
-    return not (workdir / configs.FILE).exists()
+    """Whether no run has taken a step in a workdir yet, as far as is known.
+
+    A run records its first steps with `train.log_every`. One that is killed before has left nothing
+    that a rerun would use.
+    """
+    metrics = workdir / METRICS
+    if metrics.exists() and metrics.stat().st_size:
+        return False
+    if (workdir / results.FILE).exists():
+        return False
+    folders = (workdir / name for name in (checkpoints.FOLDER, bad_step.FOLDER))
+    return not any(folder.is_dir() and any(folder.iterdir()) for folder in folders)
 
 
 def check_checkpoint(config: Config, metadata: dict[str, Any]) -> None:

@@ -148,6 +148,7 @@ def test_a_finished_run_is_reported_again_not_trained_again(run, capsys):
             "2 images a device and part .* use --config.train.batch_size=32",
         ),
         ({"train.epochs": "0.0001"}, "is less than one step"),
+        ({"optim.multipliers": "stm=0"}, "optim.multipliers: 'stm' matches no parameter; their"),
         ({"data.image_size": "0"}, "data.image_size must be at least 1, got 0"),
     ],
 )

@@ -6,7 +6,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.recipes import RECIPES
-from experiments.run.overrides import override
+from experiments.run.overrides import override_all
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.reporting import METRICS
 
@@ -30,10 +30,7 @@ TINY = {
 
 def tiny(**changes):
     """quickstart cut down to 8 steps of a network that compiles in seconds."""
-    config = RECIPES["quickstart"]
-    for path, text in {**TINY, **changes}.items():
-        config = override(config, path, text)
-    return config
+    return override_all(RECIPES["quickstart"], list({**TINY, **changes}.items()))
 
 
 def metrics(workdir, kind="train"):

@@ -7,7 +7,7 @@ import pytest
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
-from experiments.run.overrides import override
+from experiments.run.overrides import override, override_all
 
 QUICK = RECIPES["quickstart"]
 
@@ -81,6 +81,15 @@ def test_override(path, text, value):
         ("model.kernel_size", "8", "kernel_size must be odd, got 8; use 7 or 9"),
         ("model.batch_norm_images", "7", "is not divisible by model.batch_norm_images 7"),
         ("train.epochs", "nan", "train.epochs must be more than 0, got nan"),
+        ("train.epochs", "0", "train.epochs must be more than 0, got 0.0"),
+        ("train.epochs", "inf", "train.epochs must be finite, got inf$"),
+        ("train.batch_size", "0", "train.batch_size must be at least 1, got 0"),
+        ("train.max_loss", "-1", "train.max_loss must be more than 0, got -1"),
+        ("train.max_loss", "inf", "finite, got inf; --config.train.max_loss=none is no limit"),
+        ("optim.clip_norm", "inf", "finite, got inf; --config.optim.clip_norm=none is no limit"),
+        ("optim.learning_rate", "inf", "optim.learning_rate must be finite, got inf"),
+        ("optim.boundaries", "30,inf", "optim.boundaries must be finite, got inf"),
+        ("optim.name", "lamb", "no Nesterov momentum; use --config.optim.nesterov=false, or "),
         ("network", "lrnet5", "no network is named 'lrnet5'; did you mean lrnet50"),
     ],
 )
@@ -88,6 +97,18 @@ def test_bad_values_are_answered_in_one_line(path, text, message):
     with pytest.raises(ConfigError, match=message) as raised:
         override(QUICK, path, text)
     assert "\n" not in str(raised.value)
+
+
+def test_only_the_outcome_of_several_changes_is_checked():
+    """lamb has no Nesterov momentum, which the recipe has."""
+    changes = [("optim.name", "lamb"), ("seed", "3"), ("optim.nesterov", "false")]
+    for order in (changes, changes[::-1]):
+        config = override_all(QUICK, order)
+        assert (config.optim.name, config.optim.nesterov, config.seed) == ("lamb", False, 3)
+    changes = [("model.kernel_size", "5"), ("network", "resnet_small")]
+    assert override_all(QUICK, changes).model == dataclasses.replace(
+        lrnet_jax.get_variant("resnet_small"), kernel_size=5
+    )
 
 
 def test_another_network_keeps_the_recipes_own_changes():
