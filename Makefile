@@ -1,16 +1,33 @@
 # Everything on a fresh machine with Python (3.11 to 3.13) and make:  make quickstart,  make test
 
-PYTHON ?= $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,$(shell command -v $(p) 2>/dev/null)))
+# The first of these that runs; `pyenv` has names of Pythons that it does not run.
+ifndef PYTHON
+PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,\
+  $(shell $(p) -c 'import sys; print(sys.executable)' 2>/dev/null)))
+endif
 VENV   ?= .venv
 JOBS   ?= 2
 PY     := $(VENV)/bin/python
-READY  := $(VENV)/.installed
+# What JAX is installed for: cpu, cuda12 or cuda13. It stays what it is in an environment that
+# exists. In a new one it is what the GPUs of this machine and their driver run.
+INSTALLED := $(patsubst $(VENV)/.installed-%,%,$(wildcard $(VENV)/.installed-*))
+ifndef ACCELERATOR
+ACCELERATOR := $(or $(firstword $(INSTALLED)),$(shell $(PYTHON) -m experiments.run.machine),cpu)
+endif
+ifeq ($(filter cpu cuda12 cuda13,$(ACCELERATOR)),)
+$(error ACCELERATOR must be cpu, cuda12 or cuda13, got $(ACCELERATOR))
+endif
+LOCK   := requirements$(if $(filter cpu,$(ACCELERATOR)),,-$(ACCELERATOR)).lock
+READY  := $(VENV)/.installed-$(ACCELERATOR)
+OTHER  := $(filter-out $(ACCELERATOR),$(INSTALLED))
+PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-compiled emulate chaos lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel test-compiled inspect emulate chaos lint format lock clean
 
 help:
+	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
 	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
@@ -20,18 +37,23 @@ help:
 	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
+	@echo "make test-wheel   the library's wheel alone, with its own dependencies only"
+	@echo "make inspect      NVIDIA's compiler, to look at the GPU kernels without a GPU"
 	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
 	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
 
 env: $(READY)
+	@echo "$(VENV) is ready, with JAX for $(ACCELERATOR); to make its commands those of this shell:"
+	@echo "source $(VENV)/bin/activate"
 
-$(READY): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"lrnet-jax needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"lrnet-jax needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.12")'
+	$(if $(OTHER),@echo "$(VENV) has JAX for $(OTHER); it is made anew for $(ACCELERATOR)")
+	$(PYTHON) -m venv $(if $(OTHER),--clear )$(VENV)
+	$(PY) $(PIP) --require-hashes -r $(LOCK)
+	$(PY) $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 quickstart: $(READY)
@@ -85,15 +107,19 @@ test-slow: $(READY)
 test-interpreted: $(READY)
 	$(PYTEST) -m interpreted tests/pallas_kernels
 
-# The CUDA plugin compiles without a GPU, the rest of the extra `inspect` assembles and disassembles.
+# The CUDA plugin compiles without a GPU, the rest of the group `inspect` assembles and disassembles.
 # Kept out of the environment, where JAX would try to use a GPU.
 CUDA := build/cuda
+inspect: $(CUDA)/.installed
+	@echo "NVIDIA's compiler is in $(CUDA); for example:"
+	@echo "JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA) $(PY) -m pallas_kernels.tools.instruction_counts"
+
 $(CUDA)/.installed: $(READY)
 	rm -rf $(CUDA) && mkdir -p $(CUDA)
 	$(PY) -c 'import jax, tomllib; v = jax.__version__; \
-	  extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-	  print(*extras["inspect"], f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}", sep="\n")' > $(CUDA)/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --target=$(CUDA) -r $(CUDA)/requirements.txt
+	  groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
+	  print(*groups["inspect"], f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}", sep="\n")' > $(CUDA)/requirements.txt
+	$(PY) $(PIP) --no-deps --target=$(CUDA) -r $(CUDA)/requirements.txt
 	@touch $@
 
 PTXSIM ?= .
@@ -113,8 +139,8 @@ test-prepare: $(VENV)-prepare/.installed
 
 $(VENV)-prepare/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)-prepare
-	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(VENV)-prepare/bin/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[prepare]'
+	$(VENV)-prepare/bin/python $(PIP) --require-hashes -r requirements.lock
+	$(VENV)-prepare/bin/python $(PIP) --no-build-isolation -e '.[prepare]'
 	@touch $@
 
 CHAOS_KILLS ?= 20
@@ -130,8 +156,23 @@ format: $(READY)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
+# uv is not part of the environment: python -m pip install uv
+RESOLVE := uv pip compile --quiet --universal --python-version=3.11 --no-annotate --no-header --generate-hashes --extra train --extra dev pyproject.toml
 lock:
-	uv pip compile --universal --no-annotate --no-header --generate-hashes --extra dev pyproject.toml -o requirements.lock
+	$(RESOLVE) -o requirements.lock
+	$(RESOLVE) --extra cuda12 -o requirements-cuda12.lock
+	$(RESOLVE) --extra cuda13 -o requirements-cuda13.lock
+
+# The library alone: the wheel and its dependencies in an environment of their own, of the versions
+# that the environment of the checkout has.
+CORE := $(abspath $(VENV))-wheel
+test-wheel: $(READY)
+	rm -rf build/lib build/wheel
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir=build/wheel .
+	$(PY) -m pip freeze --exclude-editable > build/wheel/versions.txt
+	$(PYTHON) -m venv --clear $(CORE)
+	$(CORE)/bin/python $(PIP) --constraint=build/wheel/versions.txt build/wheel/lrnet_jax-*.whl
+	cd build/wheel && $(CORE)/bin/python -I ../../tests/wheel_alone.py
 
 clean:
-	rm -rf $(VENV) $(VENV)-prepare build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-prepare $(VENV)-wheel build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

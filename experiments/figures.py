@@ -1,6 +1,6 @@
 """Draws figures 4 and 5 of the paper from a trained network.
 
-    pip install -e .[figures]
+    python -m pip install -e '.[figures]'
     python -m experiments.figures --run=runs/lrnet26 --out=figures
     python -m experiments.figures --run=runs/lrnet26 --images=cat.jpg,dog.jpg
 

@@ -1,6 +1,6 @@
 """Prepares ImageNet (ILSVRC 2012) for training from its two tar files.
 
-    pip install 'lrnet-jax[prepare]'
+    python -m pip install -e '.[prepare]'
     python -m experiments.prepare_imagenet --manual_dir=DIR --data_dir=DIR
 
 `--manual_dir` holds ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar, as image-net.org provides

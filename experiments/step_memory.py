@@ -6,7 +6,10 @@
 `lrnet50:xla` is lrnet50 with that implementation of the local relation. Temporary memory is what
 XLA plans for activations and scratch, without parameters, images and the workspace of cuDNN. It is
 exact, not measured. The kernels of the local relation are compiled without their bodies, on which
-the memory does not depend. The command needs `pip install lrnet-jax[inspect]`, and no GPU.
+the memory does not depend. The command needs NVIDIA's compiler and no GPU:
+
+    make inspect
+    JAX_PLATFORMS=cpu PYTHONPATH=build/cuda python -m experiments.step_memory
 """
 
 import time

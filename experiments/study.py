@@ -4,7 +4,7 @@
     python -m experiments.study --runs=runs/study    # reads the results of these workdirs first
 
 The tables are also written into the marked parts of docs/study.md, and the figures to
-docs/study/*.png (pip install -e .[figures]); --nofigures leaves the figures as they are.
+docs/study/*.png (python -m pip install -e '.[figures]'); --nofigures leaves them as they are.
 --abandoned=DIR reads the runs of a sweep that was given up. They are listed and count for nothing.
 `recipes/study.py` describes how the runs are made and by which rule the claims are judged.
 """

@@ -10,7 +10,6 @@ ends with an evaluation of the whole split.
 
 import dataclasses
 import pathlib
-import shlex
 import sys
 import time
 
@@ -19,6 +18,7 @@ from absl import flags
 from experiments.cli import command_line, config_flags, distributed_flags
 from experiments.cli.stdout import print_lines
 from experiments.config import Config
+from experiments.run import machine, pasteable
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
 from experiments.run.results import print_summary, read_result
@@ -46,9 +46,11 @@ def main(options: flags.FlagValues) -> None:
         return
     config = config_flags.chosen_config(options)
     distributed_flags.join(options)
+    if processes.is_first() and (warning := machine.idle_gpus()):
+        print(f"warning: {warning}", flush=True)
     workdir = pathlib.Path(options.workdir or f"runs/{config.recipe}")
     if train(config, workdir) is None and processes.is_first():
-        command = shlex.join(["python", "-m", "experiments.train", *sys.argv[1:]])
+        command = pasteable.command("experiments.train", sys.argv[1:])
         print(f"to resume: {command}", flush=True)
 
 

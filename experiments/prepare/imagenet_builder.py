@@ -10,6 +10,7 @@ import numpy as np
 
 from experiments.config import ConfigError
 from experiments.prepare.imagenet_tars import TRAIN_TAR, VALIDATION_TAR, Counts, check_tars
+from experiments.run import pasteable
 from lrnet_jax.data import imagenet
 from lrnet_jax.data.prepared import Split
 
@@ -46,7 +47,7 @@ def prepare(
     """
     counts = counts or Counts()
     if importlib.util.find_spec("tensorflow") is None:
-        raise ConfigError("preparing ImageNet needs TensorFlow; pip install 'lrnet-jax[prepare]'")
+        raise ConfigError(f"preparing ImageNet needs TensorFlow; {pasteable.install('prepare')}")
     import tensorflow_datasets as tfds
 
     builder = tfds.builder("imagenet2012", data_dir=data_dir)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from experiments.config import ConfigError
+from experiments.run import pasteable
 
 WIDTH = 5.5  # inches, a column of text
 
@@ -19,7 +20,7 @@ def require_matplotlib(alternative: str = "") -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error}; pip install -e '.[figures]'{alternative}") from error
+        raise ConfigError(f"{error}; {pasteable.install('figures')}{alternative}") from error
 
 
 def new_figure(height: float, layout: Any = "constrained") -> Any:

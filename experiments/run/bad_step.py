@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments.config import Config
+from experiments.run import pasteable
 from lrnet_jax.data import order
 from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.training import checkpoints
@@ -45,10 +46,11 @@ def save_bad_step(
     np.savez_compressed(folder / "batch.npz", allow_pickle=False, **next(batches))
     if (close := getattr(batches, "close", None)) is not None:
         close()
+    replay = pasteable.command("experiments.replay", [f"--bad_step={folder}"])
     return DivergedError(
         f"step {step}: {reason}; the run stopped. The last good checkpoint is of step "
         f"{checkpoint}. The images were {images[:8]} and so on; {folder} has all of them. To "
-        f"inspect the step, run python -m experiments.replay --bad_step={folder}. Rerun the same "
+        f"inspect the step, run {replay}. Rerun the same "
         "command to resume from the checkpoint, in case the machine was at fault; otherwise lower "
         "--config.optim.learning_rate in another --workdir"
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from experiments.config import Config, ConfigError
 from experiments.recipes import RECIPES
 from experiments.recipes.paper_tables import PAPER_ROWS
+from experiments.run import pasteable
 from experiments.run.finished_runs import FinishedRun, find_match, find_runs
 from experiments.run.overrides import override_all
 
@@ -57,7 +58,7 @@ def match_recipes(patterns: Sequence[str]) -> list[str]:
         if not found:
             raise ConfigError(
                 f"--recipes: no recipe matches {pattern!r}; "
-                "python -m experiments.train --config=help lists them"
+                f"{pasteable.command('experiments.train', ['--config=help'])} lists them"
             )
         names.update(dict.fromkeys(found))
     return list(names)

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shlex
 
+from experiments.run import pasteable
 from experiments.run.scores import AttackedScores, Scores
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.evaluation import Evaluation
@@ -28,9 +30,11 @@ def read_result(workdir: pathlib.Path) -> Scores | None:
 
 def print_summary(workdir: pathlib.Path, result: Scores) -> None:
     """Prints the last lines of a run: its result, its checkpoint, what to type next."""
+    python = pasteable.python()
     print(
         f"final: {describe_result(result)}\n"
         f"checkpoint: {workdir / checkpoints.FOLDER / str(result.step)}\n"
-        f"next: python -m experiments.evaluate --run={workdir}\n"
-        f"      tensorboard --logdir={workdir}"
+        f"next: {pasteable.command('experiments.evaluate', [f'--run={workdir}'])}\n"
+        f"curves: {python} -m pip install tensorboard && {python} -m tensorboard.main "
+        f"--logdir={shlex.quote(str(workdir))}"
     )

@@ -5,6 +5,7 @@ import dataclasses
 import logging
 import os
 import resource
+import sys
 from collections.abc import Iterator, Mapping
 
 from lrnet_jax.data import order, prepared
@@ -17,10 +18,10 @@ TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"
 IMAGENET_COUNTS: Mapping[str, int] = {"train": 1_281_167, "validation": 50_000}
 HOW_TO_PREPARE = f"""\
-ImageNet cannot be downloaded without an account. To prepare it:
+ImageNet cannot be downloaded without an account. To prepare it, in the checkout of lrnet_jax:
   1. get {TRAIN_TAR} and {VALIDATION_TAR} from https://image-net.org/download-images
-  2. pip install 'lrnet-jax[prepare]'
-  3. python -m experiments.prepare_imagenet --manual_dir=DIR_OF_BOTH_FILES --data_dir=DIR
+  2. {sys.executable} -m pip install -e '.[prepare]'
+  3. {sys.executable} -m experiments.prepare_imagenet --manual_dir=DIR_OF_BOTH_FILES --data_dir=DIR
 and give the same data_dir here, or set TFDS_DATA_DIR."""
 HOW_TO_PREPARE_OTHERS = """\
 Prepare it with tfds.builder(name, data_dir=DIR).download_and_prepare(), or use "imagenet2012" or

@@ -18,15 +18,17 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from lrnet_jax.functional import Tree
 from lrnet_jax.training import seal
 from lrnet_jax.training.state import TrainState
+
+if TYPE_CHECKING:  # an import of Orbax takes a third of a second: where it is used
+    import orbax.checkpoint as ocp
 
 FOLDER = "checkpoints"  # below a workdir
 MODEL, EMA = "model", "ema"  # items with the arrays of a network
@@ -207,6 +209,8 @@ def read_model(folder: pathlib.Path, like: Tree, item: str = MODEL) -> Tree:
 
 def stored_shapes(folder: pathlib.Path, item: str = "model") -> dict[str, tuple[Any, Any]]:
     """What an item of a checkpoint holds: path ("params/stem/...") to (shape, dtype)."""
+    import orbax.checkpoint as ocp
+
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=alone()) as checkpointer:
             tree = checkpointer.metadata(folder / item).item_metadata.tree
@@ -226,8 +230,10 @@ def flatten(tree: Tree) -> dict[str, Any]:
     }
 
 
-def alone() -> ocp.options.MultiprocessingOptions:
+def alone() -> "ocp.options.MultiprocessingOptions":
     """Makes Orbax wait for no other process; every process holds the same state."""
+    import orbax.checkpoint as ocp
+
     process = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=process, active_processes={process}, barrier_sync_key_prefix=f"p{process}"
@@ -255,6 +261,8 @@ def _abstract(tree: Tree) -> Tree:
 
 
 def _restore_item(folder: pathlib.Path, item: str, abstract: Tree) -> Tree:
+    import orbax.checkpoint as ocp
+
     if item in (MODEL, EMA):
         _check_model(folder, item, abstract)
     try:

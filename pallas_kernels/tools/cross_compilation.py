@@ -1,6 +1,6 @@
 """Compiles JAX functions for an NVIDIA GPU that is not here, and returns PTX and machine code.
 
-It needs the CUDA plugin of JAX and NVIDIA's assembler and disassembler (extra `inspect`: wheels, no
+It needs the CUDA plugin of JAX and NVIDIA's assembler and disassembler (`make inspect`: wheels, no
 driver). XLA compiles from a description of the GPU. The result is what the GPU would run.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from pallas_kernels.pallas import absent_gpu
 
-INSTALL = "pip install 'lrnet-jax[inspect]'"
+INSTALL = "make inspect, and start with JAX_PLATFORMS=cpu PYTHONPATH=build/cuda"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ program of the average needs the exact pass. The bounds are a MODEL from data-sh
 time: the largest says which resource would limit a kernel that did everything else for free.
 
 The exit code is 1 if a kernel spills registers, or uses shared memory or a barrier in a loop over
-taps. It needs `pip install 'lrnet-jax[inspect]'`: NVIDIA's compiler as wheels, no driver.
+taps. It needs `make inspect`: NVIDIA's compiler as wheels, no driver.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def _parse(
     except ValueError as error:
         parser.error(str(error))
     if options.plot and importlib.util.find_spec("matplotlib") is None:
-        parser.error("--plot needs matplotlib; pip install 'lrnet-jax[figures]'")
+        parser.error("--plot needs matplotlib; python -m pip install matplotlib")
     return options, shapes, kernels
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
@@ -200,6 +201,20 @@ def test_the_command_line_ends_slips_in_one_line(module, arguments, message):
     assert done.stdout == ""
 
 
+def test_the_first_line_is_about_an_idle_gpu(tmp_path, monkeypatch):
+    """The GPU is simulated; the run ends before it begins, because its images are missing."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 580.65.06, 9.0, 81559 MiB'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    done = call("train", "--config=lrnet50", f"--config.data.data_dir={tmp_path}")
+    assert done.stdout.splitlines()[0] == (
+        "warning: this computes on the CPU, and NVIDIA H100 80GB HBM3 is idle; to use it: make env "
+        "ACCELERATOR=cuda13"
+    )
+
+
 def test_imagenet_that_is_not_here(tmp_path):
     """The error names the files that are needed, the folder that was searched, what to type."""
     done = call(
@@ -211,7 +226,7 @@ def test_imagenet_that_is_not_here(tmp_path):
         "ILSVRC2012_img_train.tar",
         "ILSVRC2012_img_val.tar",
         str(tmp_path),
-        "python -m experiments.prepare_imagenet --manual_dir=DIR",
+        "-m experiments.prepare_imagenet --manual_dir=DIR",
     ):
         assert text in done.stderr
     assert "Traceback" not in done.stderr

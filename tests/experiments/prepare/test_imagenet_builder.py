@@ -43,7 +43,7 @@ def test_leftovers_of_a_killed_run(tmp_path):
 
 def test_without_tensorflow(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"needs TensorFlow; pip install 'lrnet-jax\[prep"):
+    with pytest.raises(ConfigError, match=r"needs TensorFlow; .*-m pip install -e .*\[prepare\]"):
         prepare(tmp_path, tmp_path)
 
 

@@ -257,8 +257,8 @@ def test_not_prepared_says_what_to_do(tmp_path):
     for part in (
         f"looked for {tmp_path}/imagenet2012/<version>/dataset_info.json",
         "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-        "pip install 'lrnet-jax[prepare]'",
-        "python -m experiments.prepare_imagenet --manual_dir=",
+        f"{sys.executable} -m pip install -e '.[prepare]'",
+        f"{sys.executable} -m experiments.prepare_imagenet --manual_dir=",
     ):
         assert part in message
     assert isinstance(error.value, FileNotFoundError)
