@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from pallas_kernels import pallas, pallas_interpret, reference, xla
+from pallas_kernels import native, pallas, pallas_interpret, reference, xla
 from pallas_kernels.platform_switch import PyTreeFunction, by_platform, current_platform, vary_alike
 from pallas_kernels.spec import (
     Implementation,
@@ -45,6 +45,7 @@ from pallas_kernels.validation import check_inputs, make_spec
 IMPLEMENTATIONS: dict[str, Implementation] = {
     "reference": reference,
     "xla": xla,
+    "native": native,
     "pallas": pallas,
     "pallas_interpret": pallas_interpret,
 }

@@ -1,0 +1,159 @@
+// The kernels as custom calls of XLA, and what Python asks the library directly.
+#include <cstdlib>
+#include <cstring>
+
+#include "parallel.h"
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+extern const Kernels baseline_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels, avx512_kernels;
+#endif
+
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Kernels* kernels;
+};
+
+// The fastest that this processor has comes first.
+const InstructionSet* instruction_sets() {
+  static InstructionSet found[4] = {};
+  static const bool filled = [] {
+    int n = 0;
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
+      found[n++] = {"avx512", &avx512_kernels};
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      found[n++] = {"avx2", &avx2_kernels};
+    found[n++] = {"sse2", &baseline_kernels};
+#else
+    found[n++] = {"baseline", &baseline_kernels};
+#endif
+    return true;
+  }();
+  (void)filled;
+  return found;
+}
+
+std::atomic<Int> chosen_set{0};
+std::atomic<Int> thread_limit{INT32_MAX};
+
+const Kernels& kernels() { return *instruction_sets()[chosen_set].kernels; }
+
+Array array(const ffi::AnyBuffer& buffer) {
+  return {buffer.untyped_data(), buffer.element_type() == ffi::DataType::BF16};
+}
+
+// `sizes` are the fields of Problem in order, but for softmax and scale.
+Problem problem(const int64_t* sizes, bool softmax, float scale) {
+  Problem p;
+  memcpy(&p, sizes, offsetof(Problem, softmax));
+  p.softmax = softmax;
+  p.scale = scale;
+  return p;
+}
+
+// Each worker has a part of `memory` of its own.
+template <typename Work>
+ffi::Error run(ffi::ThreadPool& pool, const Plan& plan, Int needed, ffi::Result<ffi::AnyBuffer>& memory,
+               Work work) {
+  Int room = memory->dimensions()[0] * memory->dimensions()[1] / needed;
+  if (room < 1) return ffi::Error::Internal("local relation: the memory for its tasks is too small");
+  Int workers = least(least(room, most(1, pool.num_threads())), thread_limit);
+  float* floats = memory->typed_data<float>();
+  run_tasks(plan.tasks, workers, [&](auto task) { pool.Schedule(std::move(task)); },
+            [=](Int task, Int worker) { work(task, floats + worker * needed); });
+  return ffi::Error::Success();
+}
+
+using Sizes = ffi::Span<const int64_t>;
+using Result = ffi::Result<ffi::AnyBuffer>;
+
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                   ffi::AnyBuffer value, ffi::AnyBuffer prior, Result out, Result shift,
+                   Result factor, Result memory, Sizes sizes, bool softmax, float scale) {
+  const Problem p = problem(sizes.begin(), softmax, scale);
+  const ForwardArrays arrays = {array(query),  array(key), array(value),
+                                prior.typed_data<float>(),
+                                array(*out),   shift->typed_data<float>(),
+                                factor->typed_data<float>()};
+  const Plan plan = make_plan(p);
+  const Kernels& k = kernels();
+  return run(pool, plan, k.forward_memory(p), memory, [=, &k](Int task, float* own) {
+    k.forward(p, arrays, make_task(p, plan, task), own);
+  });
+}
+
+ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                    ffi::AnyBuffer value, ffi::AnyBuffer prior, ffi::AnyBuffer out,
+                    ffi::AnyBuffer d_out, ffi::AnyBuffer shift, ffi::AnyBuffer factor,
+                    Result d_query, Result d_key, Result d_value, Result d_prior, Result memory,
+                    Sizes sizes, bool softmax, float scale) {
+  const Problem p = problem(sizes.begin(), softmax, scale);
+  const BackwardArrays arrays = {array(query), array(key), array(value), prior.typed_data<float>(),
+                                 out.typed_data<float>(), array(d_out),
+                                 shift.typed_data<float>(), factor.typed_data<float>(),
+                                 array(*d_query), array(*d_key), array(*d_value),
+                                 d_prior->typed_data<float>()};
+  const Plan plan = make_plan(p);
+  const Kernels& k = kernels();
+  return run(pool, plan, k.backward_memory(p), memory, [=, &k](Int task, float* own) {
+    k.backward(p, arrays, plan, make_task(p, plan, task), own);
+  });
+}
+
+}  // namespace
+
+// What the library shows to the world.
+#pragma GCC visibility push(default)
+
+#define ARGUMENT Arg<ffi::AnyBuffer>()
+#define RESULT Ret<ffi::AnyBuffer>()
+#define OPTIONS Attr<Sizes>("sizes").Attr<bool>("softmax").Attr<float>("scale")
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(local_relation_forward, forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .RESULT.RESULT.RESULT.RESULT.OPTIONS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(local_relation_backward, backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .ARGUMENT.RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
+
+extern "C" {
+
+// The version of the interface that this library was compiled for.
+int local_relation_ffi_major() { return XLA_FFI_API_MAJOR; }
+int local_relation_ffi_minor() { return XLA_FFI_API_MINOR; }
+
+// What the sources were when they were compiled (build.py).
+const char* local_relation_sources() { return SOURCES; }
+
+// How many bands an image has, how many tasks there are, and the floats that a worker needs for each
+// pass. Options beyond the sizes make no difference.
+void local_relation_plan(const int64_t* sizes, int64_t* plan) {
+  const Problem p = problem(sizes, true, 1.0f);
+  plan[0] = make_plan(p).bands;
+  plan[1] = make_plan(p).tasks;
+  plan[2] = kernels().forward_memory(p);
+  plan[3] = kernels().backward_memory(p);
+}
+
+// Name of instruction set i of this processor, the fastest first; null after the last.
+const char* local_relation_instruction_set(int64_t i) { return instruction_sets()[i].name; }
+
+// For tests: what all later calls of the process use.
+void local_relation_use(int64_t instruction_set, int64_t threads) {
+  chosen_set = instruction_set;
+  thread_limit = threads;
+}
+}
+
+#pragma GCC visibility pop

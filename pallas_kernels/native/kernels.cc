@@ -1,0 +1,401 @@
+// Local relation on CPUs: one task of the forward and of the backward pass.
+//
+// A task is one image, a chunk of at most 16 groups, and a band of output rows. layout.h says how it
+// holds rows; window.h how it walks over input rows. Output rows are computed one by one.
+//
+// Forward, for a vector of lanes: the logits of all taps and their maximum; one exponential a tap;
+// then the channels of the group, up to 8 sums in registers at a time.
+//
+// Backward, with e = exp(logit - shift) and weight e * factor. Let g be the gradient of the output:
+//
+//     d_logit[p, t] = e[p, t] * ( sum over c of u[p, c] * value[p + t, c]  -  g[p] . out[p] factor )
+//
+// where u = factor * g. So u is scaled once a pixel and not once a tap. For each window row the
+// weights and d_logits of all lanes are computed and kept, which also gives d_query and d_prior.
+// Then every key and value of the row gathers from the outputs that read it. Nothing is scattered,
+// so the order of each sum is fixed. A band owns input rows too: it computes again what outputs of
+// its neighbours contribute to them. Without softmax, u = g and e is the logit.
+//
+// Taps beyond the left and right border are masked in the vectors that have some. Taps beyond the
+// other borders are left out.
+#include <cmath>
+
+#include "window.h"
+
+namespace {
+
+struct ForwardMemory {
+  Layout layout;
+  Arena arena;
+  Window window;
+  float *query, *out, *weights;
+
+  ForwardMemory(const Problem& p, Int groups, float* memory)
+      : layout(p, groups), arena(memory), window(p, layout, arena) {
+    query = arena.floats(p.depth * layout.whole_lanes);
+    out = arena.floats((p.channels_per_group + 2) * layout.whole_lanes);
+    weights = arena.floats(p.kernel_height * p.kernel_width * 16);
+  }
+};
+
+// Keeps the weights of lanes j and following, not normalised. Returns shift and factor.
+template <int SIMILARITY, bool SCALAR>
+INLINE void weigh(const Problem& p, const ForwardMemory& m, Int j, Floats* shift, Floats* factor) {
+  const Window& w = m.window;
+  const bool border = w.at_border(j);
+  Floats largest = all(-INFINITY);
+  float* next = m.weights;
+  for (Int a = w.first; a < w.last; ++a) {
+    const float *keys = w.keys + w.slot[a] * w.key_row + j, *bias = w.bias(a, j);
+    for (Int b = 0; b < p.kernel_width; ++b, next += LANES) {
+      const float* key = keys + w.phase[b] * p.depth * m.layout.whole_columns + w.step[b];
+      Floats logit =
+          w.phi<SIMILARITY, SCALAR>(m.query + j, m.layout.whole_lanes, key) + load(bias + b * w.bias_row());
+      if (border) logit = w.inside(j, b) ? logit : all(p.softmax ? -INFINITY : 0.0f);
+      largest = logit > largest ? logit : largest;
+      store(next, logit);
+    }
+  }
+  if (!p.softmax) return;
+  Floats sum = {};
+  for (float* weight = m.weights; weight < next; weight += LANES) {
+    Floats e = exponential(load(weight) - largest);
+    sum += e;
+    store(weight, e);
+  }
+  *shift = largest;
+  *factor = 1.0f / sum;
+}
+
+template <int CHANNELS>
+INLINE void aggregate(const Problem& p, const ForwardMemory& m, Int j, Int channel, Floats factor) {
+  const Window& w = m.window;
+  const Int row = m.layout.whole_columns;
+  Floats sums[CHANNELS] = {};
+  const float* weight = m.weights;
+  for (Int a = w.first; a < w.last; ++a) {
+    const float* values = w.values + w.slot[a] * w.value_row + channel * row + j;
+    for (Int b = 0; b < p.kernel_width; ++b, weight += LANES) {
+      const float* value = values + w.phase[b] * p.channels_per_group * row + w.step[b];
+      Floats e = load(weight);
+      for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(value + i * row);
+    }
+  }
+  for (int i = 0; i < CHANNELS; ++i)
+    store(m.out + (channel + i) * m.layout.whole_lanes + j, sums[i] * factor);
+}
+
+template <int SIMILARITY, bool SCALAR>
+void forward_task(const Problem& p, const ForwardArrays& arrays, const Task& task, float* memory) {
+  FlushDenormals flush;
+  ForwardMemory m(p, task.groups, memory);
+  const Layout& layout = m.layout;
+  const Slice vectors = Slice::vectors(p, task), channels = Slice::channels(p, task);
+  const Slice groups = {1, p.groups, task.first_group, task.groups};
+  m.window.begin(arrays.prior, task, task.first_row * p.stride - pad_y(p));
+  zero(m.query, p.depth * layout.whole_lanes);
+  float* shifts = m.out + p.channels_per_group * layout.whole_lanes;
+  float* factors = shifts + layout.whole_lanes;
+  for (Int y = task.first_row; y < task.last_row; ++y) {
+    Int pixel = (task.image * p.out_height + y) * p.out_width;
+    m.window.advance(arrays, task, y, [](Int, Int) {});
+    read_targets(p, layout, arrays.query, vectors, pixel, m.query, layout.whole_lanes, m.window.wide);
+    for (Int j = 0; j < layout.lanes; j += LANES) {
+      Floats shift = {}, factor = all(1.0f);
+      weigh<SIMILARITY, SCALAR>(p, m, j, &shift, &factor);
+      store(shifts + j, shift);
+      store(factors + j, factor);
+      in_blocks(p.channels_per_group, [&](Int channel, auto n) {
+        aggregate<decltype(n)::value>(p, m, j, channel, factor);
+      });
+    }
+    write_targets(p, layout, m.out, layout.whole_lanes, channels, pixel, arrays.out, m.window.wide);
+    if (p.softmax) {
+      write_targets(p, layout, shifts, 0, groups, pixel, {arrays.shift, false}, m.window.wide);
+      write_targets(p, layout, factors, 0, groups, pixel, {arrays.factor, false}, m.window.wide);
+    }
+  }
+}
+
+struct BackwardMemory {
+  Layout layout;
+  Arena arena;
+  Window window;
+  Int row;                   // of targets, with its margins
+  float *d_keys, *d_values;    // rings as those of the window
+  float *query, *d_query, *u, *dot, *shift;  // targets, after their left margin
+  float *weights, *d_logits;   // of the taps of a window row: targets
+  float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, (taps, groups) of the band
+  float *gradient, *out, *zeros;  // of a pixel
+  Int* row_of_slot;
+
+  BackwardMemory(const Problem& p, Int groups, float* memory)
+      : layout(p, groups), arena(memory), window(p, layout, arena), row(layout.target_row()) {
+    Int m = p.channels_per_group, taps = p.kernel_height * p.kernel_width;
+    d_keys = arena.floats(layout.ring * window.key_row);
+    d_values = arena.floats(layout.ring * window.value_row);
+    targets_ = arena.floats(rows(p) * row);
+    query = targets_ + layout.margin;
+    d_query = query + p.depth * row;
+    u = d_query + p.depth * row;
+    dot = u + m * row;
+    shift = dot + row;
+    weights = shift + row;
+    d_logits = weights + p.kernel_width * row;
+    d_prior_row = arena.floats(taps * window.bias_row());
+    d_prior = arena.floats(taps * groups);
+    gradient = arena.floats(groups * m);
+    out = arena.floats(groups * m);
+    zeros = arena.floats(16);
+    row_of_slot = arena.indices(layout.ring);
+  }
+
+  void begin(const Problem& p) {
+    Int taps = p.kernel_height * p.kernel_width;
+    zero(targets_, rows(p) * row);
+    zero(d_prior, taps * layout.groups);
+    zero(zeros, 16);
+    for (Int s = 0; s < layout.ring; ++s) row_of_slot[s] = -1;
+  }
+
+ private:
+  Int rows(const Problem& p) const {
+    return 2 * p.depth + p.channels_per_group + 2 + 2 * p.kernel_width;
+  }
+  float* targets_;
+};
+
+// Input rows [first, last) belong to a band: it writes their gradients.
+struct Rows {
+  Int first, last;
+  bool has(Int r) const { return first <= r && r < last; }
+};
+
+// Reads query, shift, u and g . out of output row y. The dot has the sign of d_logit.
+void read_outputs(const Problem& p, const BackwardArrays& arrays, const Task& task, Int y,
+                  const BackwardMemory& m) {
+  const Layout& layout = m.layout;
+  const Slice channels = Slice::channels(p, task);
+  const Slice groups = {1, p.groups, task.first_group, task.groups};
+  const Array out = {const_cast<float*>(arrays.out), false};
+  Int pixel = (task.image * p.out_height + y) * p.out_width, size = p.channels_per_group;
+  read_targets(p, layout, arrays.query, Slice::vectors(p, task), pixel, m.query, m.row, m.window.wide);
+  read_targets(p, layout, arrays.d_out, channels, pixel, m.u, m.row, m.window.wide);
+  if (!p.softmax) return;
+  read_targets(p, layout, {const_cast<float*>(arrays.shift), false}, groups, pixel, m.shift, 0, m.window.wide);
+  for (Int x = 0; x < p.out_width; ++x) {
+    read_pixel(out, channels, pixel + x, m.out, layout.groups, m.window.wide);
+    const float* factor = arrays.factor + (pixel + x) * p.groups + task.first_group;
+    float* u = m.u + x * layout.groups;
+    for (Int g = 0; g < task.groups; ++g) m.dot[x * layout.groups + g] = 0;
+    for (Int i = 0; i < size; ++i) {
+      for (Int g = 0; g < task.groups; ++g) {
+        u[i * m.row + g] *= factor[g];
+        m.dot[x * layout.groups + g] -= u[i * m.row + g] * m.out[i * layout.groups + g];
+      }
+    }
+  }
+}
+
+// Weights and d_logits of window row a in lanes j and following, and what they add to d_query and
+// d_prior.
+template <int SIMILARITY, bool SCALAR>
+INLINE void weigh_again(const Problem& p, const BackwardMemory& m, Int a, Int j) {
+  const Window& w = m.window;
+  const Int row = m.layout.whole_columns;
+  const bool border = w.at_border(j);
+  for (Int b = 0; b < p.kernel_width; ++b) store(m.d_logits + b * m.row + j, load(m.dot + j));
+  const float* values = w.values + w.slot[a] * w.value_row + j;
+  in_blocks(p.channels_per_group, [&](Int channel, auto n) {
+    constexpr int CHANNELS = decltype(n)::value;
+    Floats u[CHANNELS];
+    for (int i = 0; i < CHANNELS; ++i) u[i] = load(m.u + (channel + i) * m.row + j);
+    for (Int b = 0; b < p.kernel_width; ++b) {
+      const float* value = values + (w.phase[b] * p.channels_per_group + channel) * row + w.step[b];
+      Floats even = load(m.d_logits + b * m.row + j), odd = {};
+      for (int i = 0; i < CHANNELS; i += 2) {
+        even += u[i] * load(value + i * row);
+        if (i + 1 < CHANNELS) odd += u[i + 1] * load(value + (i + 1) * row);
+      }
+      store(m.d_logits + b * m.row + j, even + odd);
+    }
+  });
+  const float *keys = w.keys + w.slot[a] * w.key_row + j, *bias = w.bias(a, j);
+  float* d_bias = m.d_prior_row + a * p.kernel_width * w.bias_row() + j % m.layout.groups;
+  Floats d_query = load(m.d_query + j), shift = load(m.shift + j);
+  for (Int b = 0; b < p.kernel_width; ++b) {
+    const float* key = keys + w.phase[b] * p.depth * row + w.step[b];
+    Floats e = w.phi<SIMILARITY, SCALAR>(m.query + j, m.row, key) + load(bias + b * w.bias_row());
+    Floats d_logit = load(m.d_logits + b * m.row + j);
+    if (p.softmax) e = exponential(e - shift), d_logit *= e;
+    if (border) {
+      Ints inside = w.inside(j, b);
+      e = inside ? e : Floats{};
+      d_logit = inside ? d_logit : Floats{};
+    }
+    store(m.weights + b * m.row + j, e);
+    store(m.d_logits + b * m.row + j, d_logit);
+    store(d_bias + b * w.bias_row(), load(d_bias + b * w.bias_row()) + d_logit);
+    d_query += d_logit * slope<SIMILARITY>(load(m.query + j), load(key), load(key));
+    for (Int d = 1; !SCALAR && d < p.depth; ++d) {
+      Floats q = load(m.query + d * m.row + j), k = load(key + d * row);
+      float* sum = m.d_query + d * m.row + j;
+      store(sum, load(sum) + d_logit * slope<SIMILARITY>(q, k, k));
+    }
+  }
+  store(m.d_query + j, d_query);
+}
+
+// What outputs contribute through window row a to the keys in lanes j and following of a phase.
+template <int SIMILARITY>
+INLINE void gather_keys(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
+  const Window& w = m.window;
+  for (Int d = 0; d < p.depth; ++d) {
+    Int place = slot * w.key_row + (phase * p.depth + d) * m.layout.whole_columns + j;
+    Floats sum = load(m.d_keys + place), k = load(w.keys + place);
+    for (Int b = 0; b < p.kernel_width; ++b) {
+      if (w.phase[b] != phase) continue;
+      Floats q = load(m.query + d * m.row + j - w.step[b]);
+      sum += load(m.d_logits + b * m.row + j - w.step[b]) * slope<SIMILARITY>(q, k, q);
+    }
+    store(m.d_keys + place, sum);
+  }
+}
+
+INLINE void gather_values(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
+  const Window& w = m.window;
+  const Int row = m.layout.whole_columns;
+  in_blocks(p.channels_per_group, [&](Int channel, auto n) {
+    constexpr int CHANNELS = decltype(n)::value;
+    float* d_value =
+        m.d_values + slot * w.value_row + (phase * p.channels_per_group + channel) * row + j;
+    Floats sums[CHANNELS];
+    for (int i = 0; i < CHANNELS; ++i) sums[i] = load(d_value + i * row);
+    for (Int b = 0; b < p.kernel_width; ++b) {
+      if (w.phase[b] != phase) continue;
+      Floats e = load(m.weights + b * m.row + j - w.step[b]);
+      const float* u = m.u + channel * m.row + j - w.step[b];
+      for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(u + i * m.row);
+    }
+    for (int i = 0; i < CHANNELS; ++i) store(d_value + i * row, sums[i]);
+  });
+}
+
+// Writes the gradients of the band's input rows before `end`, which no later output reads.
+void write_inputs(const Problem& p, const BackwardArrays& arrays, const Task& task,
+                  const BackwardMemory& m, Int end, Rows* left) {
+  const Slice vectors = Slice::vectors(p, task), channels = Slice::channels(p, task);
+  for (; left->first < least(end, left->last); ++left->first) {
+    Int r = left->first, slot = r % m.layout.ring, pixel = (task.image * p.height + r) * p.width;
+    bool read = m.row_of_slot[slot] == r;  // no window reads some rows if the stride is large
+    float* d_key = m.d_keys + slot * m.window.key_row;
+    const float* d_value = m.d_values + slot * m.window.value_row;
+    for (Int i = 0; read && i < m.window.key_row; ++i) d_key[i] *= slope_of_key(p);
+    write_sources(p, m.layout, read ? d_key : nullptr, vectors, pixel, arrays.d_key, m.window.wide, m.zeros);
+    write_sources(p, m.layout, read ? d_value : nullptr, channels, pixel, arrays.d_value, m.window.wide,
+                  m.zeros);
+  }
+}
+
+// Adds the gradients through output row y to the band's input rows and, if y is its own, to d_query
+// and d_prior.
+template <int SIMILARITY, bool SCALAR>
+INLINE void differentiate_row(const Problem& p, const BackwardMemory& m, const Rows& rows, bool own) {
+  const Window& w = m.window;
+  for (Int d = 0; d < p.depth; ++d) zero(m.d_query + d * m.row, m.layout.lanes);
+  zero(m.d_prior_row, p.kernel_height * p.kernel_width * w.bias_row());
+  for (Int a = w.first; a < w.last; ++a) {
+    bool gathers = rows.has(m.row_of_slot[w.slot[a]]);
+    if (!own && !gathers) continue;
+    for (Int j = 0; j < m.layout.lanes; j += LANES) weigh_again<SIMILARITY, SCALAR>(p, m, a, j);
+    for (Int phase = 0; gathers && phase < p.stride; ++phase) {
+      for (Int j = 0; j < m.layout.columns; j += LANES) {
+        gather_keys<SIMILARITY>(p, m, w.slot[a], phase, j);
+        gather_values(p, m, w.slot[a], phase, j);
+      }
+    }
+  }
+}
+
+void write_own(const Problem& p, const BackwardArrays& arrays, const Task& task,
+               const BackwardMemory& m, Int y) {
+  for (Int d = 0; d < p.depth; ++d)
+    for (Int i = 0; i < m.layout.lanes; ++i) m.d_query[d * m.row + i] *= slope_of_query(p);
+  write_targets(p, m.layout, m.d_query, m.row, Slice::vectors(p, task),
+                (task.image * p.out_height + y) * p.out_width, arrays.d_query, m.window.wide);
+  Int bias_row = m.window.bias_row();
+  for (Int t = 0; t < p.kernel_height * p.kernel_width; ++t)
+    for (Int i = 0; i < bias_row; ++i)
+      m.d_prior[t * m.layout.groups + i % m.layout.groups] += m.d_prior_row[t * bias_row + i];
+}
+
+template <int SIMILARITY, bool SCALAR>
+void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& plan, const Task& task,
+                   float* memory) {
+  FlushDenormals flush;
+  BackwardMemory m(p, task.groups, memory);
+  m.begin(p);
+  const bool end_of_image = task.last_row == p.out_height;
+  const Rows rows = {task.first_row * p.stride, end_of_image ? p.height : task.last_row * p.stride};
+  Rows left = rows;
+  // The outputs that read rows of the band.
+  Int y = most(0, divide_up(rows.first + pad_y(p) - m.layout.span + 1, p.stride));
+  Int last = least(p.out_height, (rows.last - 1 + pad_y(p)) / p.stride + 1);
+  const ForwardArrays inputs = {arrays.query, arrays.key, arrays.value, arrays.prior, {}, {}, {}};
+  m.window.begin(arrays.prior, task, y * p.stride - pad_y(p));
+  for (; y < last; ++y) {
+    write_inputs(p, arrays, task, m, y * p.stride - pad_y(p), &left);
+    m.window.advance(inputs, task, y, [&](Int slot, Int r) {
+      m.row_of_slot[slot] = r;
+      zero(m.d_keys + slot * m.window.key_row, m.window.key_row);
+      zero(m.d_values + slot * m.window.value_row, m.window.value_row);
+    });
+    read_outputs(p, arrays, task, y, m);
+    bool own = task.first_row <= y && y < task.last_row;
+    differentiate_row<SIMILARITY, SCALAR>(p, m, rows, own);
+    if (own) write_own(p, arrays, task, m, y);
+  }
+  write_inputs(p, arrays, task, m, p.height, &left);
+  Int taps = p.kernel_height * p.kernel_width;
+  Int place = (task.image * plan.bands + task.band) * p.groups + task.first_group;
+  for (Int g = 0; g < task.groups; ++g)
+    for (Int t = 0; t < taps; ++t)
+      arrays.d_prior[(place + g) * taps + t] = m.d_prior[t * m.layout.groups + g];
+}
+
+// Calls body(Constant<similarity>, Constant<D is 1>).
+template <typename Body>
+void with_options(const Problem& p, Body body) {
+  auto with_depth = [&](auto similarity) {
+    p.depth == 1 ? body(similarity, Constant<true>{}) : body(similarity, Constant<false>{});
+  };
+  if (p.similarity == SQUARED_DIFFERENCE) with_depth(Constant<SQUARED_DIFFERENCE>{});
+  if (p.similarity == ABSOLUTE_DIFFERENCE) with_depth(Constant<ABSOLUTE_DIFFERENCE>{});
+  if (p.similarity == MULTIPLICATION) with_depth(Constant<MULTIPLICATION>{});
+}
+
+void forward(const Problem& p, const ForwardArrays& arrays, const Task& task, float* memory) {
+  with_options(p, [&](auto similarity, auto scalar) {
+    forward_task<decltype(similarity)::value, decltype(scalar)::value>(p, arrays, task, memory);
+  });
+}
+
+void backward(const Problem& p, const BackwardArrays& arrays, const Plan& plan, const Task& task,
+              float* memory) {
+  with_options(p, [&](auto similarity, auto scalar) {
+    backward_task<decltype(similarity)::value, decltype(scalar)::value>(p, arrays, plan, task, memory);
+  });
+}
+
+Int forward_memory(const Problem& p) {
+  return ForwardMemory(p, make_plan(p).chunk, nullptr).arena.used();
+}
+
+Int backward_memory(const Problem& p) {
+  return BackwardMemory(p, make_plan(p).chunk, nullptr).arena.used();
+}
+
+}  // namespace
+
+extern const Kernels INSTRUCTIONS;
+const Kernels INSTRUCTIONS = {forward_memory, backward_memory, forward, backward};

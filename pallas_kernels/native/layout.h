@@ -1,0 +1,182 @@
+// How a task holds images: rows whose lanes are (column, group) flat, and rings of such rows.
+//
+// The channels of a group, or the components of its query, come before the lanes. A step to the
+// next column is then a shift by the number of groups, and columns and groups fill vectors
+// together, however small the image or the number of groups. Input columns are split by the stride:
+// column x, counted from the left border of the first window, is column x / stride of phase
+// x % stride. So the outputs of a row read neighbours, whatever the stride is.
+//
+// A window reads `span` input rows. Only these are held, in a ring: row r is in slot r % ring.
+#pragma once
+#include <cstring>
+
+#include "vectors.h"
+
+namespace {
+
+// Hands out parts of a task's memory, each from a cache line of its own. Without memory it counts.
+class Arena {
+ public:
+  explicit Arena(float* memory) : memory_(memory) {}
+  float* floats(Int n) {
+    float* found = memory_ ? memory_ + used_ : nullptr;
+    used_ += (n + 31) / 16 * 16;
+    return found;
+  }
+  int32_t* ints(Int n) { return (int32_t*)floats(n); }
+  Int* indices(Int n) { return (Int*)floats(2 * n); }
+  Int used() const { return used_; }
+
+ private:
+  float* memory_;
+  Int used_ = 0;
+};
+
+// Sizes of a task with this many groups, in floats. Those with "whole" are rounded up to vectors of
+// every instruction set.
+struct Layout {
+  Int groups;
+  Int lanes, whole_lanes;    // of a row of outputs
+  Int reach, margin;         // how far the last tap is right of the first
+  Int columns, whole_columns;  // of one phase of a row of inputs, with the overhang of a vector
+  Int span, ring;            // input rows of a window, rows of the ring
+
+  Layout(const Problem& p, Int groups_) : groups(groups_) {
+    lanes = p.out_width * groups;
+    whole_lanes = divide_up(lanes, 16) * 16;
+    reach = (p.kernel_width - 1) * p.dilation / p.stride * groups;
+    margin = divide_up(reach, 16) * 16;
+    columns = lanes + reach;
+    whole_columns = divide_up(columns, 16) * 16 + 16;
+    span = (p.kernel_height - 1) * p.dilation + 1;
+    ring = least(span, p.height);
+  }
+  // Outputs have zeros on both sides, which taps beyond the row read.
+  Int target_row() const { return margin + whole_lanes + margin + 16; }
+};
+
+Int pad_y(const Problem& p) { return p.dilation * (p.kernel_height / 2); }
+Int pad_x(const Problem& p) { return p.dilation * (p.kernel_width / 2); }
+
+// (groups, size) of one pixel -> size rows of lanes, `row` floats apart.
+INLINE void spread(const float* source, Int size, Int count, float* target, Int row) {
+  if (size == 1) {
+    memcpy(target, source, sizeof(float) * count);
+    return;
+  }
+  Int full = count / size;
+  for (Int i = 0; i < size; ++i)
+    for (Int g = 0; g < full; ++g) target[i * row + g] = source[g * size + i];
+  for (Int i = 0; full * size + i < count; ++i) target[i * row + full] = source[full * size + i];
+}
+
+INLINE void gather(const float* source, Int row, Int size, Int count, float* target) {
+  if (size == 1) {
+    memcpy(target, source, sizeof(float) * count);
+    return;
+  }
+  Int full = count / size;
+  for (Int g = 0; g < full; ++g)
+    for (Int i = 0; i < size; ++i) target[g * size + i] = source[i * row + g];
+  for (Int i = 0; full * size + i < count; ++i) target[full * size + i] = source[i * row + full];
+}
+
+void widen(const uint16_t* source, Int count, float* target) {
+  for (Int i = 0; i < count; ++i) {
+    uint32_t bits = (uint32_t)source[i] << 16;
+    memcpy(target + i, &bits, sizeof bits);
+  }
+}
+
+// Rounds to the nearest, and to even between two.
+void narrow(const float* source, Int count, uint16_t* target) {
+  for (Int i = 0; i < count; ++i) {
+    uint32_t bits;
+    memcpy(&bits, source + i, sizeof bits);
+    bool is_nan = (bits & 0x7fffffff) > 0x7f800000;
+    target[i] = is_nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  }
+}
+
+// The elements of a task's groups in one pixel: `count` of `pixel`, after the first `skip`.
+struct Slice {
+  Int size;   // of a group
+  Int pixel;  // of all groups
+  Int skip, count;
+
+  static Slice vectors(const Problem& p, const Task& task) {
+    return {p.depth, p.groups * p.depth, task.first_group * p.depth, task.groups * p.depth};
+  }
+  static Slice channels(const Problem& p, const Task& task) {
+    Int skip = task.first_group * p.channels_per_group;
+    return {p.channels_per_group, p.channels, skip,
+            least(p.channels - skip, task.groups * p.channels_per_group)};
+  }
+};
+
+// Reads pixel number `pixel` of an array.
+INLINE void read_pixel(const Array& array, const Slice& s, Int pixel, float* target, Int row,
+                       float* wide) {
+  Int start = pixel * s.pixel + s.skip;
+  const float* source = (const float*)array.data + start;
+  if (array.narrow) {
+    widen((const uint16_t*)array.data + start, s.count, wide);
+    source = wide;
+  }
+  spread(source, s.size, s.count, target, row);
+}
+
+INLINE void write_pixel(const float* source, Int row, const Slice& s, Int pixel,
+                        const Array& array, float* wide) {
+  Int start = pixel * s.pixel + s.skip;
+  if (array.narrow) {
+    gather(source, row, s.size, s.count, wide);
+    narrow(wide, s.count, (uint16_t*)array.data + start);
+  } else {
+    gather(source, row, s.size, s.count, (float*)array.data + start);
+  }
+}
+
+// The row of outputs that begins at a pixel.
+void read_targets(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
+                  Int pixel, float* target, Int row, float* wide) {
+  for (Int x = 0; x < p.out_width; ++x)
+    read_pixel(array, s, pixel + x, target + x * layout.groups, row, wide);
+}
+
+void write_targets(const Problem& p, const Layout& layout, const float* source, Int row,
+                   const Slice& s, Int pixel, const Array& array, float* wide) {
+  for (Int x = 0; x < p.out_width; ++x)
+    write_pixel(source + x * layout.groups, row, s, pixel + x, array, wide);
+}
+
+// Where column x of the input is in a row of sources; false where no window reads it.
+INLINE bool source_place(const Problem& p, const Layout& layout, Int size, Int x,
+                         Int* place) {
+  Int column = x + pad_x(p), step = column / p.stride * layout.groups;
+  *place = column % p.stride * size * layout.whole_columns + step;
+  return step < layout.columns;
+}
+
+// A row of inputs, (phase, size, columns) floats. What lies beyond the image is not touched.
+void read_sources(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
+                  Int pixel, float* target, float* wide) {
+  Int place;
+  for (Int x = 0; x < p.width; ++x)
+    if (source_place(p, layout, s.size, x, &place))
+      read_pixel(array, s, pixel + x, target + place, layout.whole_columns, wide);
+}
+
+void write_sources(const Problem& p, const Layout& layout, const float* source, const Slice& s,
+                   Int pixel, const Array& array, float* wide, const float* zeros) {
+  Int place;
+  for (Int x = 0; x < p.width; ++x) {
+    bool read = source_place(p, layout, s.size, x, &place);
+    write_pixel(read && source ? source + place : zeros, read && source ? layout.whole_columns : 0,
+                s, pixel + x, array, wide);
+  }
+}
+
+void zero(float* target, Int count) { memset(target, 0, sizeof(float) * count); }
+
+}  // namespace

@@ -1,0 +1,123 @@
+"""Finds and loads the compiled library, and checks that it fits this JAX."""
+
+import ctypes
+import functools
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+
+from pallas_kernels.native import build
+
+FILE = build.FOLDER / build.LIBRARY
+
+FORWARD = "local_relation_forward"
+BACKWARD = "local_relation_backward"
+REBUILD = "`python -m pallas_kernels.native`"
+
+
+class Plan(NamedTuple):
+    """How the library cuts a problem.
+
+    Attributes:
+      bands: of output rows. The gradient of the prior has a part for each band of each image.
+      tasks: pieces of work, which run in any order.
+      forward_memory: float32 numbers that each thread needs.
+      backward_memory: likewise.
+    """
+
+    bands: int
+    tasks: int
+    forward_memory: int
+    backward_memory: int
+
+
+def obstacle() -> str | None:
+    """Why the library cannot be used here, with the mend; None if it can."""
+    return _load()[1]
+
+
+def plan(sizes: tuple[int, ...]) -> Plan:
+    """The plan for a problem, whose sizes are those of `Problem` in `problem.h`."""
+    numbers = (ctypes.c_int64 * len(Plan._fields))()
+    loaded().local_relation_plan((ctypes.c_int64 * len(sizes))(*sizes), numbers)
+    return Plan(*numbers)
+
+
+def instruction_sets() -> list[str]:
+    """Names of the instruction sets that this processor has and the library knows, best first."""
+    function = loaded().local_relation_instruction_set
+    function.restype = ctypes.c_char_p
+    names: list[str] = []
+    while name := function(ctypes.c_int64(len(names))):
+        names.append(name.decode())
+    return names
+
+
+def use(instruction_set: str, threads: int = 2**31 - 1) -> None:
+    """Chooses what all later calls of this process run with, for tests and measurements."""
+    chosen = instruction_sets().index(instruction_set)
+    loaded().local_relation_use(ctypes.c_int64(chosen), ctypes.c_int64(threads))
+
+
+def loaded() -> ctypes.CDLL:
+    """The library, with its custom calls registered; raises RuntimeError if it cannot be used."""
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(f"the C++ library cannot be used: {reason}")
+    return library
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """The library or the reason why there is none."""
+    if not FILE.exists():
+        return None, _not_built()
+    try:
+        library = ctypes.CDLL(str(FILE))
+    except OSError as error:
+        return None, f"{FILE.name} does not load ({error}); build it here with {REBUILD}"
+    reason = _outdated(library) or _other_interface(library)
+    if reason is not None:
+        return None, reason
+    for name in (FORWARD, BACKWARD):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
+    return library, None
+
+
+def _not_built() -> str:
+    missing = build.obstacle()
+    reason = missing or f"build it with {REBUILD}"
+    return f"built without a C++ compiler; xla runs. To have it: {reason}"
+
+
+def _outdated(library: ctypes.CDLL) -> str | None:
+    function = library.local_relation_sources
+    function.restype = ctypes.c_char_p
+    if function().decode() == build.sources():
+        return None
+    return f"{FILE.name} was built from other sources; run {REBUILD}"
+
+
+def _other_interface(library: ctypes.CDLL) -> str | None:
+    """XLA keeps its interface compatible within a major version, towards older minor ones."""
+    built = (library.local_relation_ffi_major(), library.local_relation_ffi_minor())
+    here = _interface(pathlib.Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h")
+    if built[0] == here[0] and built[1] <= here[1]:
+        return None
+    return (
+        f"{FILE.name} was built for version {built[0]}.{built[1]} of XLA's foreign function "
+        f"interface and jax {jax.__version__} has {here[0]}.{here[1]}; run {REBUILD}"
+    )
+
+
+def _interface(header: pathlib.Path) -> tuple[int, int]:
+    """The version of the foreign function interface that a header of jaxlib declares."""
+    text = header.read_text()
+    major, minor = (
+        int(number)
+        for part in ("MAJOR", "MINOR")
+        for number in re.findall(rf"^#define XLA_FFI_API_{part} (\d+)$", text, re.MULTILINE)
+    )
+    return major, minor

@@ -1,0 +1,96 @@
+// What one local relation computes, how its work is cut, and the face of the kernels.
+//
+// Everything here is plain data, because it is compiled once for every instruction set.
+#pragma once
+#include <cstdint>
+
+using Int = int64_t;
+
+enum Similarity { SQUARED_DIFFERENCE, ABSOLUTE_DIFFERENCE, MULTIPLICATION };
+
+// Sizes and options, with the names of the glossary. Arrays are dense and channels come last.
+struct Problem {
+  Int batch, height, width, channels, out_height, out_width, groups, depth;
+  Int kernel_height, kernel_width, channels_per_group, stride, dilation;
+  Int priors;  // images [i * batch / priors, (i + 1) * batch / priors) have prior i
+  Int similarity;
+  bool softmax;
+  float scale;
+};
+
+// An array of float32, or of bfloat16 if it is narrow.
+struct Array {
+  void* data;
+  bool narrow;
+};
+
+// Named as in pallas_kernels/spec.py. Without softmax there is no shift and no factor.
+struct ForwardArrays {
+  Array query, key, value;
+  const float* prior;
+  Array out;
+  float *shift, *factor;
+};
+
+struct BackwardArrays {
+  Array query, key, value;
+  const float* prior;
+  const float* out;  // not rounded; only read with softmax
+  Array d_out;
+  const float *shift, *factor;
+  Array d_query, d_key, d_value;
+  float* d_prior;  // (batch * bands, groups, taps): a sum of its own for each band
+};
+
+// The part of the work that one thread does in one go. Parts write to different memory.
+struct Task {
+  Int image, band;
+  Int first_group, groups;
+  Int first_row, last_row;  // of the output
+};
+
+// How the work is cut. It depends on the problem alone, and not on the machine or the number of
+// threads, because the order of some sums depends on it.
+struct Plan {
+  Int chunk;   // groups of a task; the last chunk of an image may have fewer
+  Int chunks;  // of an image
+  Int bands;   // of output rows of an image
+  Int tasks;
+};
+
+static inline Int least(Int a, Int b) { return a < b ? a : b; }
+static inline Int most(Int a, Int b) { return a > b ? a : b; }
+static inline Int divide_up(Int a, Int b) { return (a + b - 1) / b; }
+
+static inline Plan make_plan(const Problem& p) {
+  // With 16 groups a step to the next column is a whole vector, so that all loads are aligned.
+  Plan plan;
+  plan.chunk = least(p.groups, 16);
+  plan.chunks = divide_up(p.groups, plan.chunk);
+  // Enough tasks for many cores. A band of few rows would load most input rows twice.
+  Int wanted = divide_up(64, p.batch * plan.chunks);
+  plan.bands = most(1, least(wanted, p.out_height / 16));
+  plan.tasks = p.batch * plan.chunks * plan.bands;
+  return plan;
+}
+
+static inline Task make_task(const Problem& p, const Plan& plan, Int number) {
+  Task task;
+  Int chunk = number % plan.chunks;
+  task.band = number / plan.chunks % plan.bands;
+  task.image = number / plan.chunks / plan.bands;
+  task.first_group = chunk * plan.chunk;
+  task.groups = least(plan.chunk, p.groups - task.first_group);
+  task.first_row = task.band * p.out_height / plan.bands;
+  task.last_row = (task.band + 1) * p.out_height / plan.bands;
+  return task;
+}
+
+// The kernels as compiled for one instruction set.
+struct Kernels {
+  // Floats of memory that any task of a pass needs.
+  Int (*forward_memory)(const Problem&);
+  Int (*backward_memory)(const Problem&);
+  void (*forward)(const Problem&, const ForwardArrays&, const Task&, float* memory);
+  void (*backward)(const Problem&, const BackwardArrays&, const Plan&, const Task&, float* memory);
+};
