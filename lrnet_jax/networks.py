@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lrnet_jax.checks import check_images, check_positive, check_rngs
+from lrnet_jax.layers.activation import relu
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import ChannelTransformation, fan_in_normal
 from lrnet_jax.layers.full_image import FullImageRelation
@@ -131,7 +132,7 @@ class Network(nnx.Module):
         check_images(images, self.variant.in_channels)
         x = images.astype(self.variant.dtype)
         for layer in self.stem:
-            x = jax.nn.relu(layer(x))
+            x = relu(layer(x))
         features = {"res1": x}
         if self.variant.stem_pool:
             x = max_pool_3x3(x)
@@ -172,10 +173,10 @@ class Block(nnx.Module):
         """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
         y = x
         for index, layer in enumerate(self.branch):
-            y = layer(y if index == 0 else jax.nn.relu(y))
+            y = layer(y if index == 0 else relu(y))
         if scale is not None:
             y = y * scale.astype(y.dtype)[:, None, None, None]
-        y = jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        y = relu(y + (x if self.shortcut is None else self.shortcut(x)))
         return y if self.non_local is None else self.non_local(y)
 
 

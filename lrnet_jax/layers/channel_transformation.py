@@ -65,6 +65,24 @@ class ChannelTransformation(nnx.Linear):
         return rows.reshape(*x.shape[:-1], self.out_features)
 
 
+def apply_jointly(
+    x: jax.Array, first: ChannelTransformation, second: ChannelTransformation
+) -> tuple[jax.Array, jax.Array]:
+    """The outputs of two channel transformations of x, by one matrix product that reads x once.
+
+    Args:
+      x: (B, H, W, in_features).
+      first: without bias and without strides.
+      second: the same, of the same dtype.
+    """
+    x, *kernels = nnx.nn.dtypes.promote_dtype(
+        (x, first.kernel[...], second.kernel[...]), dtype=first.dtype
+    )
+    rows = x.reshape(-1, x.shape[-1])
+    both = jnp.dot(rows, jnp.concatenate(kernels, 1)).reshape(*x.shape[:-1], -1)
+    return both[..., : first.out_features], both[..., first.out_features :]
+
+
 def query_or_key(
     in_features: int,
     out_features: int,

@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from lrnet_jax.checks import check_odd, check_positive
+from lrnet_jax.layers.channel_transformation import apply_jointly
 from lrnet_jax.layers.geometric_prior import Prior, window_positions
 from lrnet_jax.layers.relation import Relation
 from pallas_kernels import local_relation
@@ -107,7 +108,11 @@ class LocalRelation(Relation):
 
     def query_and_key(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(B, H, W, C) -> query (B, Ho, Wo, G, D) and key (B, H, W, G, D)."""
-        return self._to_vectors(self.query(x)), self._to_vectors(self.key(x))
+        if self.strides == 1:
+            query, key = apply_jointly(x, self.query, self.key)
+        else:
+            query, key = self.query(x), self.key(x)
+        return self._to_vectors(query), self._to_vectors(key)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).

@@ -141,3 +141,14 @@ def test_other_channels_and_a_seed_are_answered():
         layer(random_input(1, 9, 9, 5))
     with pytest.raises(TypeError, match=r"got 0; write rngs=nnx.Rngs\(0\)"):
         LocalRelation(6, 4, rngs=0)
+
+
+@pytest.mark.parametrize(("strides", "products"), [(1, 1), (2, 2)])
+def test_queries_and_keys_of_the_same_pixels_are_one_product(strides, products):
+    layer = LocalRelation(10, 6, 3, strides, query_key_dim=2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(random_input(2, 5, 6, 10))
+    jaxpr = str(jax.make_jaxpr(layer.query_and_key)(x))
+    assert jaxpr.count("dot_general") == products
+    query, key = layer.query_and_key(x)
+    np.testing.assert_allclose(query, layer.query(x).reshape(query.shape), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(key, layer.key(x).reshape(key.shape), rtol=1e-5, atol=1e-6)
