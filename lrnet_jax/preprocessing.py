@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lrnet_jax.data import augment
-from lrnet_jax.data.decode import central_crop, shorter_side
+from lrnet_jax.data.decode import central_crop, shorter_side, upright_rgb
+from lrnet_jax.data.examples import BadImageError
 from lrnet_jax.data.in_memory import FASHION_CLASSES
-from lrnet_jax.data.prepared import BadImageError
 
 Channels = tuple[float, float, float]
 OneImage = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
@@ -132,7 +132,7 @@ def open_image(image: OneImage) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         return _read(pathlib.Path(image))
     if isinstance(image, Image.Image):
-        return _upright(image)
+        return upright_rgb(image)
     if isinstance(image, np.ndarray | jax.Array):
         return Image.fromarray(_checked(np.asarray(image))).convert("RGB")
     raise TypeError(
@@ -155,15 +155,12 @@ def class_names(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _read(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            return _upright(image)
+            image.load()
+            return upright_rgb(image)
     except FileNotFoundError as error:
         raise BadImageError(f"image {path} cannot be read: there is no such file") from error
     except Exception as error:  # Pillow's plugins raise anything from OSError to SyntaxError
         raise BadImageError(f"image {path} cannot be read: {error}") from error
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image).convert("RGB")
 
 
 def _checked(array: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ import pathlib
 
 from experiments.config import ConfigError
 from lrnet_jax.data import open_dataset, records
-from lrnet_jax.data.imagenet import PreparedDataset
+from lrnet_jax.data.on_disk import OnDiskDataset
 from lrnet_jax.data.prepared import Split
 
 PHOTOGRAPHS = 4
@@ -20,7 +20,7 @@ def open_split(data: str | None, data_dir: str | None, folder: pathlib.Path) -> 
       folder: where the photographs are written.
 
     Raises:
-      ConfigError: there is no such data set, or it is held in memory.
+      ConfigError: there is no such data set, or TFDS did not prepare it.
       MissingDatasetError: it is not on this machine.
       DamagedDatasetError: its files are damaged.
     """
@@ -30,8 +30,10 @@ def open_split(data: str | None, data_dir: str | None, folder: pathlib.Path) -> 
         dataset = open_dataset(data, data_dir=data_dir)
     except ValueError as error:
         raise ConfigError(f"--data: {error}") from error
-    if not isinstance(dataset, PreparedDataset):
+    if not isinstance(dataset, OnDiskDataset):
         raise ConfigError(f"--data={data} is held in memory: nothing to measure")
+    if not isinstance(dataset.train, Split):
+        raise ConfigError(f"--data={data} has no records, which the pipelines read")
     return dataset.train
 
 

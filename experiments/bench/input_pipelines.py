@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from lrnet_jax.data import decode
-from lrnet_jax.data.imagenet import PreparedDataset
+from lrnet_jax.data.on_disk import OnDiskDataset
 from lrnet_jax.data.prepared import Split
 
 SIZE = 224
@@ -27,9 +27,9 @@ def lrnet_jax(split: Split, batch_size: int, workers: int) -> Generator[Any, Non
     yield from _dataset(split, workers).train_batches(batch_size, seed=0)
 
 
-def _dataset(split: Split, workers: int) -> PreparedDataset:
+def _dataset(split: Split, workers: int) -> OnDiskDataset:
     """A split as a data set."""
-    return PreparedDataset(
+    return OnDiskDataset(
         name="benchmark",
         train=split,
         evaluation=split,

@@ -26,8 +26,16 @@ class Data:
 
     Attributes:
       name: a data set of `lrnet_jax.data.open_dataset`.
-      data_dir: folder of the prepared data sets; none for the default of TFDS.
+      data_dir: the folder of images, or of the data sets that TFDS prepared; none for the default
+        of TFDS.
       image_size: height and width in training and evaluation; none for those of the data set.
+      holdout: of a folder of images without a split of its own, the share that only evaluation
+        gets.
+      train_split: a split or a slice of one as TFDS writes it, such as "train[:90%]"; none for
+        "train".
+      eval_split: the same; none for "validation" ("val" in a folder), or "test".
+      image_key: of a TFDS set, the name of the image feature; none for its input.
+      label_key: of a TFDS set, the name of the label feature; none for its target.
       workers: number of processes that read and decode a data set on disk; none for one per CPU
         core.
       tolerate_bad_images: number of undecodable training images that may be replaced. Evaluation
@@ -44,6 +52,11 @@ class Data:
     name: str = "imagenet2012"
     data_dir: str | None = dataclasses.field(default=None, metadata=FREE)
     image_size: int | None = None
+    holdout: float = 0.0
+    train_split: str | None = None
+    eval_split: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
     workers: int | None = dataclasses.field(default=None, metadata=FREE)
     tolerate_bad_images: int = 0
     flip: bool = True
@@ -60,6 +73,7 @@ class Data:
         names = ("workers", "tolerate_bad_images", "shift", "mixup_alpha", "cutmix_alpha")
         check_at_least(0, "data.", self, *names)
         check_at_least(1, "data.", self, "image_size")
+        check_share("data.", self, "holdout")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from experiments.config import ConfigError
 from experiments.prepare.imagenet_tars import TRAIN_TAR, VALIDATION_TAR, Counts, check_tars
 from experiments.run import pasteable
 from lrnet_jax.data import imagenet
-from lrnet_jax.data.prepared import Split
+from lrnet_jax.data.examples import Examples
 
 FORMATS = ("array_record", "tfrecord")
 # The builder writes every image twice: sorted into temporary files, then into shards.
@@ -134,7 +134,7 @@ def verify(data_dir: pathlib.Path, counts: Counts, labels: Sequence[str]) -> Non
         raise ConfigError(f"{data_dir}/imagenet2012 has no class names; prepare it again")
     random = np.random.default_rng(0)
     for split in (dataset.train, dataset.evaluation):
-        count = len(split.records)
+        count = len(split)
         for index in random.choice(count, min(_SAMPLE, count), replace=False):
             wrong = _wrong_label(split, int(index), class_names, labels)
             if wrong is not None:
@@ -142,7 +142,7 @@ def verify(data_dir: pathlib.Path, counts: Counts, labels: Sequence[str]) -> Non
 
 
 def _wrong_label(
-    split: Split, index: int, class_names: Sequence[str], labels: Sequence[str]
+    split: Examples, index: int, class_names: Sequence[str], labels: Sequence[str]
 ) -> str | None:
     """Why the label of an image is wrong, else None; also decodes the image."""
     example = split.example(index)

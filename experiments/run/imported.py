@@ -13,7 +13,7 @@ import numpy as np
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, Data
-from lrnet_jax.data.imagenet import IMAGE_SIZE, MEAN, STD
+from lrnet_jax.data.on_disk import IMAGE_SIZE, MEAN, STD
 from lrnet_jax.functional import Tree
 from lrnet_jax.training.checkpoint_saver import write_model
 from lrnet_jax.training.checkpoints import CheckpointError

@@ -36,6 +36,11 @@ def open_data(config: Config, data_dir: str | None = None) -> Dataset:
             image_size=config.data.image_size,
             num_workers=config.data.workers,
             tolerate_bad_images=config.data.tolerate_bad_images,
+            holdout=config.data.holdout,
+            train_split=config.data.train_split,
+            eval_split=config.data.eval_split,
+            image_key=config.data.image_key,
+            label_key=config.data.label_key,
         )
     except ValueError as error:
         raise ConfigError(f"config.data: {error}") from error

@@ -56,6 +56,11 @@ class Dataset(Protocol):
         """One name per class, or None where the source has none."""
         ...
 
+    @property
+    def digest(self) -> str | None:
+        """Changes with the list of the images; None where that cannot change."""
+        ...
+
     def train_batches(
         self,
         batch_size: int,

@@ -2,9 +2,10 @@
 
 import io
 import math
+import struct
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the full image
 
@@ -12,15 +13,73 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 MEMORY_BLOCKS = 4  # the decoded image, a converted copy, the resampled rows, the crop
+# What makes an image upright, by its EXIF orientation.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side, resized
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Decodes a JPEG, PNG or other image that Pillow knows, to RGB."""
+    """Decodes a JPEG, PNG or other image that Pillow knows, to RGB, upright; see `upright_rgb`."""
     with Image.open(io.BytesIO(encoded)) as image:
         image.load()
-        # convert() copies even where there is nothing to convert, a seventh of the time of a crop.
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return upright_rgb(image)
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns an image by its EXIF orientation and converts it to RGB.
+
+    Of an animation it is the first frame. Transparency is dropped, as torchvision and timm do. 16
+    bits become 8.
+
+    Raises:
+      ValueError: its pixels have no known range.
+    """
+    turn = TURNS.get(orientation(image.info.get("exif", b"")))
+    turned = image if turn is None else image.transpose(turn)
+    if turn is not None:
+        del turned.info["exif"]  # or the next reader would turn it again
+    # convert() copies even where there is nothing to convert, a seventh of the time of a crop.
+    return turned if turned.mode == "RGB" else _to_rgb(turned)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts off all above 255.
+        image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; save it with 8 bits")
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # Pillow warns without this step
+    return image.convert("RGB")
+
+
+def orientation(exif: bytes) -> int:
+    """The orientation in an EXIF block, 1 to 8; 1 where there is none.
+
+    A block that is damaged has none: Pillow's reader would warn or raise, and the image is whole.
+    """
+    tiff = exif.removeprefix(b"Exif\0\0")
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    try:
+        if order is None:
+            return 1
+        (start,) = struct.unpack_from(f"{order}I", tiff, 4)
+        (count,) = struct.unpack_from(f"{order}H", tiff, start)
+        for number in range(count):
+            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * number)
+            if tag == ExifTags.Base.Orientation:
+                return value
+    except struct.error:
+        pass  # it ends before the tag
+    return 1
 
 
 def keep_memory() -> None:

@@ -48,6 +48,7 @@ class InMemoryDataset:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     class_names: tuple[str, ...] | None = None
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         for split in ("train", "eval"):

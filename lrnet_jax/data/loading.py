@@ -20,7 +20,7 @@ from grain._src.python.ipc import shared_memory_array
 
 from lrnet_jax.data import decode, order
 from lrnet_jax.data.dataset import Batch
-from lrnet_jax.data.prepared import BadImageError, Split
+from lrnet_jax.data.examples import BadImageError, Examples
 
 LAST_STEP = 1 << 40  # the stream is endless; grain wants a length
 
@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
 class TrainLoader:
     """Loads the training batch of a step."""
 
-    split: Split
+    split: Examples
     image_size: int
     share: order.Share
     seed: int
@@ -51,7 +51,7 @@ class TrainLoader:
 
     def __call__(self, step: int) -> Loaded:
         """Loads the rows of this process."""
-        count = len(self.split.records)
+        count = len(self.split)
         epochs, examples = order.training_examples(self.share.positions(step), count, self.seed)
         batch = _empty_batch(self.share.rows, self.image_size)
         faults: list[Fault] = []
@@ -62,7 +62,7 @@ class TrainLoader:
         return Loaded(batch, tuple(faults))
 
     def _load(self, epoch: int, index: int, faults: list[Fault]) -> tuple[np.ndarray, int]:
-        count = len(self.split.records)
+        count = len(self.split)
         # More bad images in a row than tolerated in all need not be skipped.
         for candidate in range(index, index + self.tolerate + 1):
             candidate %= count
@@ -70,7 +70,10 @@ class TrainLoader:
                 return self._crop(epoch, candidate)
             except BadImageError as error:
                 if not self.tolerate:
-                    raise
+                    raise BadImageError(
+                        f"{error}; mend or remove it, or set tolerate_bad_images=1 to train "
+                        "without it"
+                    ) from error
                 faults.append(Fault(candidate, str(error)))
         raise too_many(len(faults), self.tolerate, faults)
 
@@ -87,14 +90,14 @@ class TrainLoader:
 class EvalLoader:
     """Loads the evaluation batch of a step."""
 
-    split: Split
+    split: Examples
     image_size: int
     share: order.Share
 
     def __call__(self, step: int) -> Loaded:
         """Loads the rows of this process."""
         positions = self.share.positions(step)
-        examples, mask = order.evaluation_examples(positions, len(self.split.records))
+        examples, mask = order.evaluation_examples(positions, len(self.split))
         batch = _empty_batch(self.share.rows, self.image_size)
         for row in np.flatnonzero(mask):
             index = int(examples[row])

@@ -5,6 +5,7 @@ TensorFlow.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import re
@@ -15,29 +16,15 @@ from PIL import Image
 
 from lrnet_jax.data import records
 from lrnet_jax.data.decode import decode
+from lrnet_jax.data.examples import BadImageError, Example, Examples, MissingDatasetError
 from lrnet_jax.data.records import DamagedDatasetError, FileFormat, Records
+from lrnet_jax.data.splits import SplitSize, select
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 EVALUATION_SPLITS = ("validation", "test")
-
-
-class MissingDatasetError(FileNotFoundError):
-    """The data set is not on this machine; the message explains how to get it."""
-
-
-class BadImageError(RuntimeError):
-    """One image cannot be read; the message names it."""
-
-
-class Example(NamedTuple):
-    """One labelled image, still encoded."""
-
-    encoded: bytes
-    label: int
-    file_name: str  # "" where the data set has none
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,6 +44,9 @@ class Split:
     image_key: str
     label_key: str
     num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.records)
 
     def example(self, index: int) -> Example:
         """Reads example `index`.
@@ -99,8 +89,8 @@ class Split:
 class Prepared(NamedTuple):
     """A prepared data set, checked."""
 
-    train: Split
-    evaluation: Split
+    train: Examples
+    evaluation: Examples
     class_names: tuple[str, ...] | None
 
 
@@ -143,22 +133,45 @@ def find(name: str, data_dir: str | None, how_to_prepare: str) -> pathlib.Path:
     raise MissingDatasetError(f"{message}\n{how_to_prepare}")
 
 
-def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Prepared:
+class Choice(NamedTuple):
+    """Which splits and features of a prepared data set to read; None for the usual ones.
+
+    Attributes:
+      train: a slice of TFDS; None for "train".
+      evaluation: a slice of TFDS; None for "validation", or "test" where there is none.
+      image_key: name of the image feature; None for the only one, or the one that the data set
+        names as its input.
+      label_key: name of the label feature; None for the only one, or the one that the data set
+        names as its target.
+    """
+
+    train: str | None = None
+    evaluation: str | None = None
+    image_key: str | None = None
+    label_key: str | None = None
+
+
+def load(
+    folder: pathlib.Path, expected: Mapping[str, int] | None = None, choice: Choice | None = None
+) -> Prepared:
     """Opens a prepared data set, checking everything that can be checked without reading images.
 
     Args:
       folder: the one with dataset_info.json.
       expected: number of images of each split; None for those in dataset_info.json.
+      choice: the splits and features to read.
 
     Raises:
       DamagedDatasetError: files are missing, cut short or contradict one another.
-      ValueError: it is not one of labelled images.
+      ValueError: it is not one of labelled images, or has not what is chosen.
     """
+    choice = choice or Choice()
     info = _read_info(folder)
-    image_key, label_key = _keys(folder, info.features)
+    image_key, label_key = _keys(folder, info, choice)
     label = info.features[label_key]
     names = label.names
 
+    @functools.cache
     def split(name: str) -> Split:
         return Split(
             name=name,
@@ -168,15 +181,21 @@ def load(folder: pathlib.Path, expected: Mapping[str, int] | None = None) -> Pre
             num_classes=label.num_classes,
         )
 
-    evaluation = next((name for name in EVALUATION_SPLITS if name in info.splits), None)
-    if "train" not in info.splits or evaluation is None:
+    sizes = {
+        name: SplitSize(entry.num_examples, entry.shard_lengths)
+        for name, entry in info.splits.items()
+    }
+    usual = next((name for name in EVALUATION_SPLITS if name in sizes), None)
+    train, evaluation = choice.train or "train", choice.evaluation or usual
+    if evaluation is None or (choice.train is None and train not in sizes):
         raise DamagedDatasetError(
-            f"{folder} has the splits {sorted(info.splits)}; train and one of "
-            f"{', '.join(EVALUATION_SPLITS)} are needed"
+            f"{folder} has the splits {sorted(sizes)}; train and one of "
+            f"{', '.join(EVALUATION_SPLITS)} are needed, or name slices as train_split and "
+            "eval_split"
         )
     return Prepared(
-        train=split("train"),
-        evaluation=split(evaluation),
+        train=select(train, sizes, split),
+        evaluation=select(evaluation, sizes, split),
         # TFDS invents the names "0", "1", .. where a data set has none.
         class_names=tuple(names) if names and names != _numbers(label.num_classes) else None,
     )
@@ -219,20 +238,30 @@ def _numbers(count: int) -> list[str]:
     return [str(i) for i in range(count)]
 
 
-def _keys(folder: pathlib.Path, features: "tfds.features.FeaturesDict") -> tuple[str, str]:
-    """Names of the one image and the one label."""
+def _keys(folder: pathlib.Path, info: "tfds.core.DatasetInfo", choice: Choice) -> tuple[str, str]:
+    """Names of the image and the label."""
     import tensorflow_datasets as tfds
 
-    found: dict[str, list[str]] = {"Image": [], "ClassLabel": []}
-    for key, feature in features.items():
-        for kind, keys in found.items():
-            if type(feature) is getattr(tfds.features, kind):
-                keys.append(key)
-    if any(len(keys) != 1 for keys in found.values()):
-        raise ValueError(
-            f"{folder} must have one image and one label, its features are {dict(features)}"
-        )
-    return found["Image"][0], found["ClassLabel"][0]
+    usual = info.supervised_keys or ()
+    chosen = []
+    for kind, given, option in (
+        ("Image", choice.image_key, "image_key"),
+        ("ClassLabel", choice.label_key, "label_key"),
+    ):
+        feature_type = getattr(tfds.features, kind)
+        keys = sorted(k for k, feature in info.features.items() if type(feature) is feature_type)
+        if given is not None:
+            fitting = [given] if given in keys else []
+        else:
+            fitting = keys if len(keys) == 1 else [key for key in keys if key in usual]
+        if len(fitting) != 1:
+            problem = f"has no {kind} {given!r}" if given else f"has {len(keys)} of type {kind}"
+            raise ValueError(
+                f"{folder} {problem}; {option} must be one of: {', '.join(keys) or 'none here'}; "
+                f"its features are {', '.join(sorted(info.features))}"
+            )
+        chosen += fitting
+    return chosen[0], chosen[1]
 
 
 def _parse(record: bytes) -> Mapping[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from lrnet_jax.data import BadImageError, fashion_mnist_subset
-from lrnet_jax.data.imagenet import MEAN, STD
+from lrnet_jax.data.on_disk import MEAN, STD
 from lrnet_jax.preprocessing import Preprocessing, class_names
 from tests.lrnet_jax.data import torchvision_golden
 

@@ -14,6 +14,8 @@ import tempfile
 import numpy as np
 from PIL import Image
 
+from lrnet_jax.data import imagenet
+
 ARCHIVE = pathlib.Path(__file__).parents[2] / "data" / "imagenet_miniature.tar.xz"
 PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "bench" / "photographs"
 FORMATS = ("array_record", "tfrecord")
@@ -21,6 +23,7 @@ SYNSETS = ("n01440764", "n01739381", "n02105855")
 TRAIN_PER_SYNSET = 6
 TRAIN = TRAIN_PER_SYNSET * len(SYNSETS)
 VALIDATION = 10
+SIZE = 24
 EXPECTED = {"train": TRAIN, "validation": VALIDATION}
 # The real set has 22 CMYK images and a PNG, all under the name .JPEG; TFDS knows them by name.
 CMYK = "n01739381_1309.JPEG"
@@ -93,6 +96,16 @@ def unpack(folder):
     """Unpacks the prepared sets to folder/array_record and folder/tfrecord, two shards a split."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
+
+
+def open_miniature(folder, **options):
+    """Opens a prepared set in this process, with crops of a few pixels."""
+    options = {
+        "image_size": SIZE,
+        "num_workers": 0,
+        "expected_counts": EXPECTED,
+    } | options
+    return imagenet.open_prepared("imagenet2012", data_dir=str(folder), **options)
 
 
 def main():

@@ -1,11 +1,8 @@
 """A miniature imagenet2012 as TFDS prepares it: stream, start-up checks, bad images, workers."""
 
 import dataclasses
-import itertools
-import json
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,69 +10,16 @@ import time
 
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
-from lrnet_jax.data import (
-    BadImageError,
-    DamagedDatasetError,
-    MissingDatasetError,
-    imagenet,
-    open_dataset,
-    order,
-)
+from lrnet_jax.data import BadImageError, order
 from tests.lrnet_jax.data import miniature
-
-SIZE = 24
-
-
-@pytest.fixture(scope="module")
-def prepared_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("prepared")
-    miniature.unpack(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-def open_miniature(folder, **options):
-    options = {
-        "image_size": SIZE,
-        "num_workers": 0,
-        "expected_counts": miniature.EXPECTED,
-    } | options
-    return imagenet.open_prepared("imagenet2012", data_dir=str(folder), **options)
+from tests.lrnet_jax.data.miniature import SIZE, open_miniature
+from tests.lrnet_jax.data.streams import assert_same, take
 
 
 @pytest.fixture(params=miniature.FORMATS)
 def dataset(prepared_dir, request):
     return open_miniature(prepared_dir / request.param)
-
-
-@pytest.fixture
-def copy(prepared_dir, tmp_path):
-    """Copies a prepared set, for a test to damage."""
-
-    def copy_format(file_format):
-        shutil.copytree(prepared_dir / file_format, tmp_path / file_format)
-        return tmp_path / file_format / "imagenet2012" / "5.1.0"
-
-    return copy_format
-
-
-def take(iterator, count):
-    batches = list(itertools.islice(iterator, count))
-    iterator.close()
-    return batches
-
-
-def assert_same(got, want):
-    for one, other in zip(got, want, strict=True):
-        assert one.keys() == other.keys()
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def test_description(dataset):
@@ -248,152 +192,6 @@ def test_training_may_tolerate_bad_images(copy, caplog):
     one = dataclasses.replace(dataset, tolerate_bad_images=1)
     with pytest.raises(BadImageError, match="2 bad images, tolerate_bad_images is 1; the last: im"):
         take(one.train_batches(6, seed=0), 6)
-
-
-def test_not_prepared_says_what_to_do(tmp_path):
-    with pytest.raises(MissingDatasetError) as error:
-        open_dataset("imagenet2012", data_dir=str(tmp_path))
-    message = str(error.value)
-    for part in (
-        f"looked for {tmp_path}/imagenet2012/<version>/dataset_info.json",
-        "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar",
-        f"{sys.executable} -m pip install -e '.[prepare]'",
-        f"{sys.executable} -m experiments.prepare_imagenet --manual_dir=",
-    ):
-        assert part in message
-    assert isinstance(error.value, FileNotFoundError)
-
-
-def test_where_it_looks(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "by_variable"))
-    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/by_variable/imagenet2012"):
-        open_dataset("imagenet2012")
-    monkeypatch.delenv("TFDS_DATA_DIR")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    with pytest.raises(MissingDatasetError, match=f"{tmp_path}/home/tensorflow_datasets/imagen"):
-        open_dataset("imagenet2012")
-
-
-def test_unknown_names_are_told_apart(copy):
-    root = copy("tfrecord").parents[1]
-    with pytest.raises(MissingDatasetError, match=r"found versions \['5.1.0'\]"):
-        open_dataset("imagenet2012:5.0.0", data_dir=str(root))
-    with pytest.raises(
-        MissingDatasetError, match=r"(?s)'fashion_mnist' is not .*fashion_mnist_subset"
-    ):
-        open_dataset("fashion_mnist", data_dir=str(root))
-    (root / "sets").mkdir()
-    (root / "imagenet2012").rename(root / "sets" / "small")
-    with pytest.raises(MissingDatasetError, match="configurations, name one: sets/small"):
-        open_dataset("sets", data_dir=str(root))
-    assert open_dataset("sets/small:5.1.0", data_dir=str(root)).num_train == 18
-
-
-def test_the_newest_version_is_taken(copy):
-    folder = copy("tfrecord")
-    shutil.copytree(folder, folder.with_name("5.0.0"))
-    (folder / "dataset_info.json").rename(folder / "elsewhere")
-    with pytest.raises(DamagedDatasetError, match="must have 1281167"):
-        open_dataset("imagenet2012", data_dir=str(folder.parents[1]))
-    assert imagenet.prepared.find("imagenet2012", str(folder.parents[1]), "").name == "5.0.0"
-    (folder / "elsewhere").rename(folder / "dataset_info.json")
-    assert imagenet.prepared.find("imagenet2012", str(folder.parents[1]), "").name == "5.1.0"
-
-
-def test_counts_of_imagenet_are_checked(prepared_dir):
-    with pytest.raises(
-        DamagedDatasetError, match="split train has 18 images, it must have 1281167"
-    ):
-        open_dataset("imagenet2012", data_dir=str(prepared_dir / "array_record"))
-
-
-@pytest.mark.parametrize("file_format", miniature.FORMATS)
-def test_shards_are_checked(copy, file_format):
-    folder = copy(file_format)
-    shard = folder / f"imagenet2012-train.{file_format}-00001-of-00002"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-5])
-    with pytest.raises(DamagedDatasetError, match=str(shard)):
-        open_miniature(folder.parents[1])
-    shard.unlink()
-    with pytest.raises(DamagedDatasetError, match=f"1 of 2 shards are missing, the first {shard}"):
-        open_miniature(folder.parents[1])
-
-
-def rewrite_info(folder, change):
-    path = folder / "dataset_info.json"
-    info = json.loads(path.read_text())
-    change(info)
-    path.write_text(json.dumps(info))
-
-
-def test_shard_lengths_are_checked(copy):
-    folder = copy("array_record")
-    rewrite_info(folder, lambda info: info["splits"][0].update(shardLengths=["8", "10"]))
-    with pytest.raises(DamagedDatasetError, match=r"has 9 records, dataset_info\.json says 8"):
-        open_miniature(folder.parents[1])
-
-
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-@pytest.mark.parametrize("content", ["", "{", None])
-def test_unreadable_descriptions(copy, name, content):
-    folder = copy("array_record")
-    if content is None:
-        (folder / "features.json").unlink()
-    else:
-        (folder / name).write_text(content)
-    with pytest.raises(DamagedDatasetError, match=rf"{folder}: dataset_info\.json or features"):
-        open_miniature(folder.parents[1])
-
-
-def test_a_data_set_without_class_names(copy):
-    folder = copy("array_record")
-    (folder / "label.labels.txt").unlink()
-    assert open_miniature(folder.parents[1]).class_names is None
-
-
-def test_both_splits_are_needed(copy):
-    folder = copy("array_record")
-    rewrite_info(folder, lambda info: info["splits"].pop(1))
-    with pytest.raises(DamagedDatasetError, match=r"splits \['train'\]; train and one of valid"):
-        open_miniature(folder.parents[1])
-
-
-def test_other_formats_are_refused(copy):
-    folder = copy("array_record")
-    rewrite_info(folder, lambda info: info.update(fileFormat="riegeli"))
-    with pytest.raises(ValueError, match="in riegeli format; prepare it with file_format=array_"):
-        open_miniature(folder.parents[1])
-
-
-def test_a_label_out_of_range_is_refused(prepared_dir):
-    dataset = open_miniature(prepared_dir / "tfrecord")
-    narrow = dataclasses.replace(dataset.train, num_classes=3)
-    with pytest.raises(BadImageError, match=r"label \d+ is not in \[0, 3\)"):
-        [narrow.example(i) for i in range(18)]
-
-
-def test_any_labelled_images_will_do(copy):
-    """Other names of the features, and a test split instead of a validation split."""
-    folder = copy("tfrecord")
-    rewrite_info(
-        folder, lambda info: (info.update(name="other"), info["splits"][1].update(name="test"))
-    )
-    for path in folder.glob("imagenet2012-*"):
-        name = path.name.replace("imagenet2012", "other").replace("validation", "test")
-        path.rename(folder / name)
-    folder.parent.rename(folder.parents[1] / "other")
-    dataset = open_dataset("other", data_dir=str(folder.parents[1]), image_size=8, num_workers=0)
-    assert (dataset.num_train, dataset.num_eval) == (18, 10)
-    assert len(list(dataset.eval_batches(5))) == 2
-
-
-def test_no_label_no_data_set(copy):
-    folder = copy("tfrecord")
-    features = tfds.features.FeaturesDict({"image": tfds.features.Image()})
-    (folder / "features.json").write_text(json.dumps(features.to_json()))
-    with pytest.raises(ValueError, match="must have one image and one label"):
-        open_miniature(folder.parents[1])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 from PIL import Image
 
-from lrnet_jax.data.imagenet import MEAN, STD
+from lrnet_jax.data.on_disk import MEAN, STD
 
 FILE = pathlib.Path(__file__).parents[2] / "data" / "torch_networks.npz"
 PHOTOGRAPHS = pathlib.Path(__file__).parents[3] / "experiments" / "bench" / "photographs"

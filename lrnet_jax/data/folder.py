@@ -1,0 +1,335 @@
+"""A folder of images is a data set: a folder a class, split into train and validation or not.
+
+    data_dir/train/CLASS/*.jpg  data_dir/val/CLASS/*.jpg     val, validation or test
+    data_dir/CLASS/*.jpg                                     with a share that is held out
+
+The images of a split are in the order in which TFDS would write them, so an unpacked ImageNet
+trains with the batches of the records of the same images.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import logging
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from lrnet_jax.data import listing
+from lrnet_jax.data.decode import decode
+from lrnet_jax.data.examples import (
+    BadImageError,
+    Example,
+    Examples,
+    MissingDatasetError,
+    Selection,
+)
+from lrnet_jax.data.listing import Paths
+from lrnet_jax.data.on_disk import OnDiskDataset, check_options
+from lrnet_jax.data.records import DamagedDatasetError
+from lrnet_jax.data.splits import SplitSize, select
+
+TRAIN = "train"
+EVALUATION = ("val", "validation", "test")
+SALTS = {"val": "validation"}  # the name of the split in TFDS, where it differs from the folder's
+SHOWN = 3  # names in a message
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FolderSplit:
+    """Images in class folders. Can be sent to other processes.
+
+    Attributes:
+      name: of the split.
+      folder: the folder of the class folders.
+      paths: of the images, within `folder`.
+      labels: (n,) int32.
+      num_classes: labels are in [0, num_classes).
+    """
+
+    name: str
+    folder: str
+    paths: Paths
+    labels: np.ndarray
+    num_classes: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def example(self, index: int) -> Example:
+        """Reads example `index`.
+
+        Raises:
+          BadImageError: the file cannot be read.
+        """
+        path = self.paths[index]
+        try:
+            encoded = pathlib.Path(self.folder, path).read_bytes()
+        except OSError as error:
+            raise BadImageError(f"{self.describe(index)}: {error.strerror}") from error
+        return Example(encoded, int(self.labels[index]), path)
+
+    def decode(self, index: int, example: Example) -> Image.Image:
+        """Decodes example `index`, as read by `example`, to RGB.
+
+        Raises:
+          BadImageError: Pillow cannot.
+        """
+        try:
+            return decode(example.encoded)
+        except Exception as error:  # Pillow's plugins raise anything from OSError to SyntaxError
+            reason = str(error).partition(" <_io")[0] if example.encoded else "the file is empty"
+            raise BadImageError(f"{self.describe(index)}: {reason}") from error
+
+    def describe(self, index: int, file_name: str = "") -> str:
+        """Names an example: path, index, split."""
+        del file_name  # the path has it
+        path = pathlib.Path(self.folder, self.paths[index])
+        return f"{path} (image {index} of split {self.name})"
+
+
+def open_folder(
+    data_dir: str | None,
+    *,
+    image_size: int | None = None,
+    num_workers: int | None = None,
+    tolerate_bad_images: int = 0,
+    holdout: float = 0.0,
+    train_split: str | None = None,
+    eval_split: str | None = None,
+) -> OnDiskDataset:
+    """Opens a folder of images, after listing all of it.
+
+    Args:
+      data_dir: the folder.
+      image_size: height and width of the crops; None for 224.
+      num_workers: processes that load batches; None for one per CPU, 0 for none.
+      tolerate_bad_images: see `OnDiskDataset`.
+      holdout: share of the images that evaluation gets and training does not; for folders without
+        a split of their own. Each image's side follows from its path alone.
+      train_split: a folder, or a slice such as "train[:90%]"; None for "train". The class folders
+        of a folder without splits are "train".
+      eval_split: the same; None for "val", "validation" or "test".
+
+    Raises:
+      MissingDatasetError: there is no such folder.
+      DamagedDatasetError: it is not laid out as above, or its splits contradict one another.
+      ValueError: an argument does not fit.
+    """
+    options = check_options(image_size, num_workers, tolerate_bad_images)
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be in [0, 1), got {holdout}")
+    if data_dir is None:
+        raise ValueError("the data set 'folder' needs data_dir, the folder of the images")
+    root = pathlib.Path(data_dir).expanduser()
+    if not root.is_dir():
+        raise MissingDatasetError(f"data_dir {root} is no folder")
+    folders = _split_folders(root)
+    train: Examples
+    evaluation: Examples
+    if holdout:
+        if eval_split or train_split:
+            raise ValueError(f"holdout {holdout} and the choice of a split exclude each other")
+        train, evaluation, classes = _hold_out(root, folders, holdout)
+    else:
+        eval_split = eval_split or _usual_evaluation(root, folders)
+        train, evaluation, classes = _select(root, folders, train_split or TRAIN, eval_split)
+    return OnDiskDataset(
+        name="folder",
+        train=train,
+        evaluation=evaluation,
+        class_names=classes,
+        digest=_digest(train, evaluation),
+        image_size=options.image_size,
+        num_workers=options.num_workers,
+        tolerate_bad_images=options.tolerate_bad_images,
+    )
+
+
+class Listed(NamedTuple):
+    """The images of class folders, class by class.
+
+    Attributes:
+      folder: the folder of the class folders.
+      classes: their names, in the order of the labels.
+      paths: of the images, within `folder`, encoded.
+      labels: (n,) int32.
+    """
+
+    folder: pathlib.Path
+    classes: tuple[str, ...]
+    paths: list[bytes]
+    labels: np.ndarray
+
+    def split(self, name: str, where: np.ndarray | None = None) -> FolderSplit:
+        """Some of the images as a split, in the order in which TFDS would write them.
+
+        Args:
+          name: of the split.
+          where: (n,) bool, those that belong to it; None for all.
+        """
+        chosen = range(len(self.paths)) if where is None else np.flatnonzero(where)
+        paths = [self.paths[i] for i in chosen]
+        order = listing.shuffled(paths, SALTS.get(name, name))
+        return FolderSplit(
+            name=name,
+            folder=str(self.folder),
+            paths=Paths.pack([paths[i] for i in order]),
+            labels=self.labels[chosen][order],
+            num_classes=len(self.classes),
+        )
+
+
+def list_folder(folder: pathlib.Path, classes: Sequence[str] | None = None) -> Listed:
+    """Lists the images of class folders.
+
+    Args:
+      folder: the folder of the class folders.
+      classes: names in the order of the labels, some of which may have no folder here; None for
+        those of the class folders.
+
+    Raises:
+      DamagedDatasetError: there is a class folder without images, one that is not among the
+        classes, or there are less than two classes.
+    """
+    present = listing.class_folders(folder)
+    if classes is None:
+        classes = present
+        if len(present) < 2:
+            found = f"one class only, {present[0]!r}" if present else "no class folders"
+            raise DamagedDatasetError(
+                f"{folder} has {found}; images belong in a folder for each of at least two "
+                f"classes, as in {folder}/CLASS/1.jpg"
+            )
+    unknown = sorted(set(present) - set(classes))
+    if unknown:
+        raise DamagedDatasetError(
+            f"{folder} has classes that training has not: {_some(unknown)}; rename or move them"
+        )
+    contents = listing.list_images(folder, present)
+    others = [
+        f"{name}/{other}" for name, c in zip(present, contents, strict=True) for other in c.others
+    ]
+    if others:
+        logger.info("%s: left out, as no images: %s", folder, _some(others))
+    empty = [name for name, content in zip(present, contents, strict=True) if not content.images]
+    if empty:
+        raise DamagedDatasetError(
+            f"{folder} has class folders without images: {_some(empty)}; add images "
+            f"({', '.join(sorted(listing.SUFFIXES))}) or remove the folders"
+        )
+    numbers = {name: number for number, name in enumerate(classes)}
+    paths = [
+        os.fsencode(name + "/") + path
+        for name, content in zip(present, contents, strict=True)
+        for path in sorted(content.images)
+    ]
+    labels = np.repeat([numbers[name] for name in present], [len(c.images) for c in contents])
+    return Listed(folder, tuple(classes), paths, labels.astype(np.int32))
+
+
+def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The folders of the splits by name; a folder without splits is "train" itself."""
+    below = listing.class_folders(root)
+    if TRAIN not in below or not listing.class_folders(root / TRAIN):
+        evaluation = [name for name in EVALUATION if name in below]
+        if TRAIN in below and evaluation:
+            raise DamagedDatasetError(
+                f"{root / TRAIN} has no class folders; images belong in a folder for each class, "
+                f"as in {root / TRAIN}/CLASS/1.jpg"
+            )
+        return {TRAIN: root}
+    return {name: root / name for name in below}
+
+
+def _usual_evaluation(root: pathlib.Path, folders: Mapping[str, pathlib.Path]) -> str:
+    """The split to evaluate on where none is chosen."""
+    found = [name for name in EVALUATION if name in folders]
+    if not found:
+        raise ValueError(
+            f"{root} has no split to evaluate on: no folder {', '.join(EVALUATION)} beside train; "
+            "holdout=0.1 holds out a tenth of the images"
+        )
+    if "val" in found and "validation" in found:
+        raise ValueError(f"{root} has both val and validation; choose one as eval_split")
+    return found[0]
+
+
+def _select(
+    root: pathlib.Path, folders: Mapping[str, pathlib.Path], train: str, evaluation: str
+) -> tuple[Examples, Examples, tuple[str, ...]]:
+    """Two slices of the splits, and their classes."""
+    listed: dict[str, Listed] = {}
+    for spec in (train, evaluation):
+        names = [name for name in folders if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", spec)]
+        if not names:
+            raise ValueError(f"split {spec!r}: {root} has the folders {', '.join(folders)}")
+        for name in names:
+            if name not in listed:
+                listed[name] = list_folder(folders[name])
+    first, *others = listed.values()
+    for other in others:
+        _check_same_classes(first, other)
+    sizes = {name: SplitSize(len(one.paths), [len(one.paths)]) for name, one in listed.items()}
+
+    @functools.cache
+    def open_split(name: str) -> FolderSplit:
+        return listed[name].split(name)
+
+    return select(train, sizes, open_split), select(evaluation, sizes, open_split), first.classes
+
+
+def _check_same_classes(one: Listed, other: Listed) -> None:
+    for here, there in ((one, other), (other, one)):
+        missing = sorted(set(here.classes) - set(there.classes))
+        if missing:
+            raise DamagedDatasetError(
+                f"{there.folder} lacks classes that {here.folder} has: {_some(missing)}; "
+                "all splits must have the same class folders"
+            )
+
+
+def _hold_out(
+    root: pathlib.Path, folders: Mapping[str, pathlib.Path], share: float
+) -> tuple[FolderSplit, FolderSplit, tuple[str, ...]]:
+    """Training images, those held out, and their classes."""
+    extra = [name for name in EVALUATION if name in folders]
+    if extra:
+        raise ValueError(
+            f"holdout {share}: {root / extra[0]} is there to evaluate on; leave it out"
+        )
+    listed = list_folder(folders[TRAIN])
+    is_held_out = listing.held_out(listed.paths, share)
+    if not is_held_out.any():
+        raise ValueError(f"holdout {share} holds out none of {len(listed.paths)} images; use more")
+    left = np.bincount(listed.labels[~is_held_out], minlength=len(listed.classes))
+    if not left.all():
+        lost = [listed.classes[i] for i in np.flatnonzero(left == 0)]
+        raise ValueError(f"holdout {share} leaves no training image of: {_some(lost)}; use less")
+    train, evaluation = listed.split(TRAIN, ~is_held_out), listed.split("validation", is_held_out)
+    return train, evaluation, listed.classes
+
+
+def _digest(*splits: Examples) -> str:
+    """Changes when an image is added, removed or renamed."""
+    digest = hashlib.sha256()
+    for split in splits:
+        if isinstance(split, Selection):
+            for part in split.ranges:
+                digest.update(f"{_digest(part.split)} {part.start} {part.stop}".encode())
+        elif isinstance(split, FolderSplit):
+            for array in (split.paths.text, split.paths.ends, split.labels):
+                digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
