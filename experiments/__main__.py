@@ -10,7 +10,9 @@ import sys
 from experiments.cli.stdout import print_lines
 
 GROUPS = {
-    "Train and use a network": ("train", "evaluate", "export", "import_weights", "replay"),
+    "Train and use a network": (
+        "train", "evaluate", "predict", "export", "import_weights", "replay",
+    ),
     "Reproduce the paper": ("sweep", "tables", "figures", "study"),
     "Prepare data": ("prepare_imagenet",),
     "Measure": (

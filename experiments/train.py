@@ -16,7 +16,7 @@ import time
 from absl import flags
 
 from experiments.cli import command_line, config_flags, distributed_flags
-from experiments.cli.stdout import print_lines
+from experiments.cli.stdout import print_lines, survive_closed_pipes
 from experiments.config import Config
 from experiments.run import machine, pasteable
 from experiments.run.assemble import assemble, check_devices
@@ -44,6 +44,7 @@ def main(options: flags.FlagValues) -> None:
     if options.config == "help":
         print_lines(config_flags.help_text())
         return
+    survive_closed_pipes()
     config = config_flags.chosen_config(options)
     distributed_flags.join(options)
     if processes.is_first() and (warning := machine.idle_gpus()):

@@ -16,9 +16,8 @@ import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 from PIL import Image
 
-from lrnet_jax.data import augment
+from lrnet_jax.data import BadImageError, augment
 from lrnet_jax.data.decode import central_crop, shorter_side, upright_rgb
-from lrnet_jax.data.examples import BadImageError
 from lrnet_jax.data.in_memory import FASHION_CLASSES
 
 Channels = tuple[float, float, float]

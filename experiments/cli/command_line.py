@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments.cli.stdout import print_lines
+from experiments.cli.stdout import leave_closed_pipe, print_lines
 from experiments.config import ConfigError
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training import processes
@@ -49,6 +49,10 @@ USERS_ERRORS = (
 )
 # Stands for all flags --config.a.b=value (`config_flags`). `parse` rewrites those to this one.
 FIELD_FLAG = "config.FIELD"
+# Stands for all arguments that are no flags, such as files. A command that defines it takes them.
+ARGUMENTS = "ARGUMENT..."
+USERS_INTERRUPT = 130  # exit codes of processes that SIGINT and SIGPIPE end
+CLOSED_PIPE = 141
 
 Main = Callable[[flags.FlagValues], int | None]
 DefineFlags = Callable[[flags.FlagValues], None]
@@ -58,7 +62,8 @@ def run(main: Main, define_flags: DefineFlags) -> None:
     """Runs a command with the arguments of the process, and ends the process.
 
     The exit code is what `main` returns (None is 0), or 2 after one line on stderr if it raises one
-    of `USERS_ERRORS`. `--help` prints the docstring of the command's module and its flags.
+    of `USERS_ERRORS`. `--help` prints the docstring of the command's module and its flags. Ctrl-C
+    and a reader that closes the pipe, as `head` does, end the command without a traceback.
     """
 
     def guarded(argv: Sequence[str]) -> int | None:
@@ -67,7 +72,15 @@ def run(main: Main, define_flags: DefineFlags) -> None:
             if {"--help", "-h"} & set(argv[1:]):
                 print_lines(_help(main, define_flags))
                 return 0
-            return main(parse(argv[1:], define_flags))
+            code = main(parse(argv[1:], define_flags))
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            leave_closed_pipe()
+            return CLOSED_PIPE
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr, flush=True)
+            return USERS_INTERRUPT
         except USERS_ERRORS as error:
             print(f"error: {error}", file=sys.stderr, flush=True)
             if processes.are_several():
@@ -95,7 +108,9 @@ def parse(arguments: Sequence[str], define_flags: DefineFlags) -> flags.FlagValu
         _, *rest = options(["", *arguments])
     except flags.Error as error:
         raise ConfigError(str(error)) from error
-    if rest:
+    if ARGUMENTS in options:
+        options[ARGUMENTS].value = rest
+    elif rest:
         raise ConfigError(f"unexpected argument {rest[0]!r}; options are written --name=value")
     return options
 
@@ -149,7 +164,10 @@ def _help(main: Main, define_flags: DefineFlags) -> str:
         flag = options[name]
         default = (flag.default_as_str or "").strip("'")
         default = "" if default in ("", "[]") else f" (default: {default})"
-        lines.append(f"  --[no]{name}" if flag.boolean else f"  --{name}=VALUE")
+        if name == ARGUMENTS:
+            lines.append(f"  {name}")
+        else:
+            lines.append(f"  --[no]{name}" if flag.boolean else f"  --{name}=VALUE")
         lines.append(textwrap.indent(textwrap.fill(f"{flag.help}{default}", 90), " " * 6))
     return "\n".join(lines)
 

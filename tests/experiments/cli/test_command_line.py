@@ -1,5 +1,6 @@
 """The command line: flags, help, how commands end, which messages they show."""
 
+import os
 import subprocess
 import sys
 
@@ -131,3 +132,45 @@ def test_help_into_a_closed_pipe():
         process.stdout.close()
         assert process.stderr.read() == ""
     assert process.returncode == 0
+
+
+def into_closed_pipe(body):
+    """Exit code and stderr of a command whose reader is gone before it starts."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(body=body)],
+        stdout=writer, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("count", [1, 100_000])
+def test_a_closed_pipe_ends_a_command_quietly(count):
+    assert into_closed_pipe(f"print('x' * {count})") == (141, "")
+
+
+def test_a_command_that_keeps_printing_does_not_notice_a_closed_pipe():
+    body = (
+        "import sys; from experiments.cli.stdout import survive_closed_pipes; "
+        "survive_closed_pipes(); print('x' * 100_000, flush=True); "
+        "print('one'); sys.stderr.write('two'); return 5"
+    )
+    assert into_closed_pipe(body) == (5, "two")
+
+
+def test_an_interrupt_has_no_traceback():
+    done = run("raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
+def test_a_command_may_take_other_arguments():
+    def define_flags(flag_values):
+        flags.DEFINE_multi_string(command_line.ARGUMENTS, [], "Files.", flag_values=flag_values)
+        flags.DEFINE_boolean("all", False, "All.", flag_values=flag_values)
+
+    options = command_line.parse(["a.png", "--all", "--", "--b.png"], define_flags)
+    assert options[command_line.ARGUMENTS].value == ["a.png", "--b.png"]
+    assert options.all
+    assert command_line.parse([], define_flags)[command_line.ARGUMENTS].value == []
