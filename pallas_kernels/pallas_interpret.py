@@ -17,9 +17,13 @@ def unavailable() -> str | None:
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
     """As `pallas.forward`."""
-    return pallas.forward_kernel.forward(spec, inputs, interpret=True)
+    from pallas_kernels.pallas import forward_kernel
+
+    return forward_kernel.forward(spec, inputs, interpret=True)
 
 
 def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
     """As `pallas.backward`."""
-    return pallas.backward_pass.backward(spec, residuals, d_out, interpret=True)
+    from pallas_kernels.pallas import backward_pass
+
+    return backward_pass.backward(spec, residuals, d_out, interpret=True)

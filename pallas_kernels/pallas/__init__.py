@@ -10,6 +10,7 @@ chooses how a problem is cut.
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 
@@ -19,13 +20,6 @@ from jax import export
 
 from pallas_kernels.platform_switch import current_platform
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
-
-# JAX 0.11 and later warn that Pallas-Triton will leave. A JAX without it can still use xla.
-_backend_gone: str | None = None
-try:
-    from pallas_kernels.pallas import backward_pass, forward_kernel
-except ImportError as error:
-    _backend_gone = f"JAX {jax.__version__} has no Pallas-Triton ({error}); use jax<0.13, or 'xla'"
 
 DESCRIPTION = "fused kernels on this GPU"
 
@@ -44,8 +38,8 @@ def unsupported(spec: Spec, inputs: Inputs) -> str | None:
 
     The inputs may be `jax.ShapeDtypeStruct`s.
     """
-    if _backend_gone:
-        return _backend_gone
+    if (reason := _backend_gone()) is not None:
+        return reason
     for name, array in inputs._asdict().items():
         if array is None:
             continue
@@ -63,6 +57,20 @@ def unsupported(spec: Spec, inputs: Inputs) -> str | None:
     ):
         if number > limit:
             return f"{name} is {number}; use at most {limit}, or 'xla'"
+    return None
+
+
+@functools.cache
+def _backend_gone() -> str | None:
+    """Why this JAX cannot run the kernels at all; None if it can.
+
+    JAX 0.11 and later warn that Pallas-Triton will leave. A JAX without it can still use xla. Its
+    import takes as long as a tenth of that of JAX, so it waits for the first problem.
+    """
+    try:
+        from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: F401
+    except ImportError as error:
+        return f"JAX {jax.__version__} has no Pallas-Triton ({error}); use jax<0.13, or 'xla'"
     return None
 
 
@@ -86,11 +94,15 @@ def unavailable() -> str | None:
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
     """The output, and the normaliser for the backward pass."""
+    from pallas_kernels.pallas import forward_kernel
+
     return forward_kernel.forward(spec, inputs)
 
 
 def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
     """The gradients of the inputs."""
+    from pallas_kernels.pallas import backward_pass
+
     return backward_pass.backward(spec, residuals, d_out)
 
 

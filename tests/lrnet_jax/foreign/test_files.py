@@ -75,7 +75,9 @@ def test_what_torch_returns_is_checked_where_it_is_not_installed(tmp_path, monke
     path = tmp_path / "a.pth"
     path.touch()
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(CheckpointError, match=r"a\.pth needs torch to be read; .* -m pip install torch"):
+    with pytest.raises(
+        CheckpointError, match=r"a\.pth needs torch to be read; .* -m pip install torch"
+    ):
         read_arrays(path)
     asked = {}
 
