@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel test-compiled inspect emulate chaos lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate chaos lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -38,6 +38,7 @@ help:
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
 	@echo "make test-wheel   the library's wheel alone, with its own dependencies only"
+	@echo "make wheel        wheels with the C++ implementation, for this platform, and without, for all"
 	@echo "make inspect      NVIDIA's compiler, to look at the GPU kernels without a GPU"
 	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
 	@echo "make lint         formatter, linter, type checker"
@@ -48,7 +49,8 @@ env: $(READY)
 	@echo "$(VENV) is ready, with JAX for $(ACCELERATOR); to make its commands those of this shell:"
 	@echo "source $(VENV)/bin/activate"
 
-$(READY): $(LOCK) pyproject.toml
+# The C++ implementation is compiled by the last step, if there is a compiler.
+$(READY): $(LOCK) pyproject.toml setup.py $(wildcard pallas_kernels/native/*.cc pallas_kernels/native/*.h pallas_kernels/native/build.py)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"lrnet-jax needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.12")'
 	$(if $(OTHER),@echo "$(VENV) has JAX for $(OTHER); it is made anew for $(ACCELERATOR)")
 	$(PYTHON) -m venv $(if $(OTHER),--clear )$(VENV)
@@ -173,6 +175,14 @@ test-wheel: $(READY)
 	$(PYTHON) -m venv --clear $(CORE)
 	$(CORE)/bin/python $(PIP) --constraint=build/wheel/versions.txt build/wheel/lrnet_jax-*.whl
 	cd build/wheel && $(CORE)/bin/python -I ../../tests/wheel_alone.py
+
+# Without a name in CXX there is no compiler.
+wheel: $(READY)
+	rm -rf build/lib build/wheels
+	$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir=build/wheels .
+	rm -rf build/lib
+	CXX= $(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir=build/wheels .
+	ls build/wheels
 
 clean:
 	rm -rf $(VENV) $(VENV)-prepare $(VENV)-wheel build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

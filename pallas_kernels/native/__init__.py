@@ -43,7 +43,7 @@ def unavailable() -> str | None:
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
     """The output, and the normaliser for the backward pass in float32."""
-    query, key, value = map(calls.readable, inputs[:3])
+    query, key, value = _readable(inputs)
     out_dtype = inputs.value.dtype if inputs.value.dtype in calls.READ else jnp.float32
     prior = _prior(spec, inputs)
     out, *normalizer = calls.forward(spec, query, key, value, prior, out_dtype)
@@ -54,7 +54,7 @@ def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
 def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
     """The gradients of the inputs, each in the dtype of its array."""
     inputs, out = residuals.inputs, residuals.out
-    query, key, value = map(calls.readable, inputs[:3])
+    query, key, value = _readable(inputs)
     prior = _prior(spec, inputs)
     normalizer = residuals.normalizer or Normalizer(*[jnp.zeros((0,), jnp.float32)] * 2)
     if spec.normalization == "none":
@@ -65,10 +65,18 @@ def backward(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
     *gradients, d_prior = calls.backward(
         spec, query, key, value, prior, out, calls.readable(d_out), *normalizer
     )
-    cast = [x.astype(like.dtype) for x, like in zip(gradients, inputs, strict=False)]
+    dq, dk, dv = (
+        x.astype(like.dtype)
+        for x, like in zip(gradients, (inputs.query, inputs.key, inputs.value), strict=True)
+    )
     if inputs.prior is None:
-        return Inputs(*cast, None)
-    return Inputs(*cast, d_prior.sum(0).astype(inputs.prior.dtype))
+        return Inputs(dq, dk, dv)
+    return Inputs(dq, dk, dv, d_prior.sum(0).astype(inputs.prior.dtype))
+
+
+def _readable(inputs: Inputs) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Query, key and value in dtypes that the C++ reads."""
+    return calls.readable(inputs.query), calls.readable(inputs.key), calls.readable(inputs.value)
 
 
 def _prior(spec: Spec, inputs: Inputs) -> jax.Array:

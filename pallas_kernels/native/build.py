@@ -85,11 +85,7 @@ def build(target: pathlib.Path, extra: tuple[str, ...] = ()) -> None:
         raise RuntimeError(reason)
     command = [*(compiler() or ()), *FLAGS, *extra]
     with tempfile.TemporaryDirectory() as folder:
-        objects = []
-        for name, flags in INSTRUCTION_SETS.get(platform.machine(), ELSEWHERE).items():
-            objects.append(f"{folder}/{name}.o")
-            define = f"-DINSTRUCTIONS={name}_kernels"
-            _run([*command, *flags, define, "-c", f"{FOLDER}/kernels.cc", "-o", objects[-1]])
+        objects = compile_kernels(pathlib.Path(folder), command)
         library = f"{folder}/{LIBRARY}"
         include = f"-isystem{headers()}"
         define = f'-DSOURCES="{sources()}"'
@@ -99,6 +95,17 @@ def build(target: pathlib.Path, extra: tuple[str, ...] = ()) -> None:
         partial = target.with_suffix(f".{os.getpid()}")
         shutil.copyfile(library, partial)
         partial.rename(target)
+
+
+def compile_kernels(folder: pathlib.Path, command: list[str]) -> list[str]:
+    """Compiles the kernels for every instruction set of this machine; returns the objects."""
+    command = [*command, "-fno-exceptions", "-c", f"{FOLDER}/kernels.cc"]
+    objects = []
+    for name, flags in INSTRUCTION_SETS.get(platform.machine(), ELSEWHERE).items():
+        objects.append(f"{folder}/{name}.o")
+        define = f"-DINSTRUCTIONS={name}_kernels"
+        _run([*command, *flags, define, "-o", objects[-1]])
+    return objects
 
 
 def _run(command: list[str]) -> None:

@@ -88,8 +88,10 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
 
 def _not_built() -> str:
     missing = build.obstacle()
-    reason = missing or f"build it with {REBUILD}"
-    return f"built without a C++ compiler; xla runs. To have it: {reason}"
+    if missing is None:
+        return f"not built; xla runs. There is a C++ compiler, so run {REBUILD}"
+    mend = missing.partition("; ")[2]
+    return f"built without a C++ compiler; xla runs. To have it, {mend}, and run {REBUILD}"
 
 
 def _outdated(library: ctypes.CDLL) -> str | None:

@@ -195,7 +195,7 @@ def test_without_a_library(reload, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "compiler", lambda: None)
     reason = reload(tmp_path / "none.so")
     assert reason.startswith("built without a C++ compiler; xla runs")
-    assert "install g++ or clang++" in reason
+    assert "install g++ or clang++, or name one in CXX, and run `python -m" in reason
     inputs = make_inputs(SMALL)
     assert implementations(*inputs, **SMALL.options)["native"] == (False, reason)
     with pytest.raises(ValueError, match=re.escape(reason)):
