@@ -2,10 +2,16 @@
 
     python -m experiments.train --config=lrnet50 --workdir=runs/lrnet50
     python -m experiments.train --config=quickstart --config.train.epochs=3
+    python -m experiments.train --fork_from=runs/quickstart --workdir=runs/longer \
+        --config.train.epochs=30
 
 Rerun the same command to resume from the newest good checkpoint. On SIGTERM and SIGINT the run
 saves its state at the end of the step, and ends with exit code 0. A run that reaches its last step
 ends with an evaluation of the whole split.
+
+--fork_from continues a run or one of its steps in a new workdir, with its weights, its optimiser
+and its place in the data. The configuration is that of the run, unless --config names a recipe,
+with the fields that the command line changes. --config.train.init_from takes the weights alone.
 """
 
 import dataclasses
@@ -15,12 +21,16 @@ import time
 
 from absl import flags
 
+from experiments import config as configs
 from experiments.cli import command_line, config_flags, distributed_flags
 from experiments.cli.stdout import print_lines, survive_closed_pipes
-from experiments.config import Config
+from experiments.config import Config, ConfigError
 from experiments.run import machine, pasteable
+from experiments.run import origin as origins
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.inputs import open_data
+from experiments.run.origin import start_from_origin
+from experiments.run.overrides import override_all
 from experiments.run.results import print_summary, read_result
 from experiments.run.scores import Scores
 from experiments.run.session import open_session
@@ -36,6 +46,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "workdir", None, "Folder of the run (default: runs/RECIPE).", flag_values=flag_values
     )
+    flags.DEFINE_string(
+        "fork_from", None, "A run or step to continue in a new --workdir, changed on purpose.",
+        flag_values=flag_values,
+    )  # fmt: skip
     distributed_flags.define_flags(flag_values)
 
 
@@ -45,7 +59,7 @@ def main(options: flags.FlagValues) -> None:
         print_lines(config_flags.help_text())
         return
     survive_closed_pipes()
-    config = config_flags.chosen_config(options)
+    config = _forked(options) if options.fork_from else config_flags.chosen_config(options)
     distributed_flags.join(options)
     if processes.is_first() and (warning := machine.idle_gpus()):
         print(f"warning: {warning}", flush=True)
@@ -53,6 +67,22 @@ def main(options: flags.FlagValues) -> None:
     if train(config, workdir) is None and processes.is_first():
         command = pasteable.command("experiments.train", sys.argv[1:])
         print(f"to resume: {command}", flush=True)
+
+
+def _forked(options: flags.FlagValues) -> Config:
+    """The configuration of a run that continues another one."""
+    workdir = command_line.require(options, "workdir", f"{options.fork_from}_fork")
+    origin = options.fork_from
+    if pathlib.Path(workdir).absolute() == pathlib.Path(origin).absolute():
+        raise ConfigError(f"--fork_from={origin} is --workdir itself; give another --workdir")
+    changes = [("train.fork_from", origin), *config_flags.chosen_changes(options)]
+    if options.config is not None:
+        return override_all(config_flags.chosen_recipe(options), changes)
+    saved = pathlib.Path(workdir) / configs.FILE
+    # A fork that has begun needs its origin no more.
+    if saved.exists() and (started := configs.load(saved)).train.fork_from == origin:
+        return override_all(started, changes)
+    return override_all(origins.forked(origin), changes)
 
 
 def train(config: Config, workdir: pathlib.Path) -> Scores | None:
@@ -87,7 +117,12 @@ def train(config: Config, workdir: pathlib.Path) -> Scores | None:
     # ---- the loop
     with (
         open_session(
-            config, workdir, dataset, assemble(config, dataset), new=new, started=started
+            config,
+            workdir,
+            dataset,
+            start_from_origin(config, workdir, dataset, assemble(config, dataset)),
+            new=new,
+            started=started,
         ) as session,
         prefetch(session.batches(), shard) as batches,
     ):

@@ -33,6 +33,15 @@ def chosen_config(options: flags.FlagValues) -> Config:
     Raises:
       ConfigError: there is no such recipe or field, or a value is bad.
     """
+    return override_all(chosen_recipe(options), chosen_changes(options))
+
+
+def chosen_recipe(options: flags.FlagValues) -> Config:
+    """The recipe that --config names.
+
+    Raises:
+      ConfigError: there is no such recipe.
+    """
     from experiments.recipes import RECIPES
 
     name = options.config
@@ -42,7 +51,7 @@ def chosen_config(options: flags.FlagValues) -> Config:
         near = difflib.get_close_matches(name, RECIPES, n=1)
         hint = f"did you mean {near[0]}?" if near else "--config=help lists them"
         raise ConfigError(f"no recipe is named {name!r}; {hint}")
-    return override_all(RECIPES[name], chosen_changes(options))
+    return RECIPES[name]
 
 
 def chosen_changes(options: flags.FlagValues) -> list[tuple[str, str]]:

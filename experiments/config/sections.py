@@ -190,6 +190,10 @@ class Train:
     """The loop.
 
     Attributes:
+      init_from: a run, one of its steps or an export, whose weights and statistics a new run starts
+        with. Its head is taken where the classes are the same.
+      fork_from: a run or one of its steps, which this run goes on from: with its weights, its
+        optimiser and its place in the data, and the schedule of this configuration.
       batch_size: images per step over all devices.
       eval_batch_size: images per evaluation step over all devices.
       accumulate: number of parts into which each device cuts its share of a batch. One part is in
@@ -215,6 +219,8 @@ class Train:
         such checkpoints.
     """
 
+    init_from: str | None = None
+    fork_from: str | None = None
     batch_size: int = 1024
     eval_batch_size: int = dataclasses.field(default=1024, metadata=SAME_RESULT)
     accumulate: int = dataclasses.field(default=1, metadata=FREE)
@@ -237,6 +243,11 @@ class Train:
         check_above_0("train.", self, "epochs")
         check_above_0("train.", self, "max_loss", no_limit="none")
         check_share("train.", self, "ema_decay", "drop_path")
+        if self.init_from is not None and self.fork_from is not None:
+            raise ConfigError(
+                f"train.init_from {self.init_from} and train.fork_from {self.fork_from} exclude "
+                "each other; leave one out"
+            )
         if self.sync_batch_norm and self.accumulate > 1:
             raise ConfigError(
                 f"train.sync_batch_norm takes statistics over a whole batch, which "

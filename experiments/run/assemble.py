@@ -39,6 +39,7 @@ class Run(NamedTuple):
       steps_per_epoch: in general not a whole number.
       total_steps: length of the whole run.
       metadata: record of every checkpoint: enough to build the network and to evaluate it.
+      origin: what the state has from another run, in lines.
     """
 
     state: TrainState
@@ -47,6 +48,7 @@ class Run(NamedTuple):
     steps_per_epoch: float
     total_steps: int
     metadata: dict[str, Any]
+    origin: tuple[str, ...] = ()
 
 
 def assemble(config: Config, dataset: Dataset) -> Run:
@@ -94,6 +96,21 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         metadata=_metadata(config, dataset),
+    )
+
+
+def abstract_state(config: Config, num_classes: int) -> TrainState:
+    """The shapes and dtypes of a run's state."""
+    model = nnx.eval_shape(
+        lambda: lrnet_jax.create_from_variant(config.variant, num_classes, nnx.Rngs(0))
+    )
+    _, params, batch_stats = split(model)
+    optimizer = _optimizer(config, lambda step: 0.0 * step, _rate_factors(config, params))
+    has_ema = config.train.ema_decay > 0
+    return jax.eval_shape(
+        lambda params, stats: init_state(params, stats, optimizer, config.seed, ema=has_ema),
+        params,
+        batch_stats,
     )
 
 

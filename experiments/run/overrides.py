@@ -43,7 +43,7 @@ def override_all(config: Config, changes: Sequence[tuple[str, str]]) -> Config:
             kind = typing.get_type_hints(SECTIONS.get(section, Config))[name]
             sections.setdefault(section, {})[name] = parse(kind, text, path)
     fields = sections.pop("", {})
-    typed = " ".join(f"config.{path}={text}" for path, text in changes)
+    arguments = " ".join(f"config.{path}={text}" for path, text in changes)
     try:
         for section, values in sections.items():
             fields[section] = dataclasses.replace(getattr(config, section), **values)
@@ -51,12 +51,12 @@ def override_all(config: Config, changes: Sequence[tuple[str, str]]) -> Config:
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{typed}: {error}") from error
+        raise ConfigError(f"{arguments}: {error}") from error
 
 
 def describe(config: Config) -> str:
     """All fields, one a line, as they would be typed."""
-    return "\n".join(f"  --config.{path}={_text(value)}" for path, value in flatten(config).items())
+    return "\n".join(f"  --config.{path}={typed(value)}" for path, value in flatten(config).items())
 
 
 def parse(kind: Any, text: str, path: str) -> Any:
@@ -108,11 +108,11 @@ def _parse_union(kinds: Sequence[Any], text: str, path: str) -> Any:
     return parse(kind, text, path)
 
 
-def _text(value: Any) -> str:
-    """A value as it would be typed."""
+def typed(value: Any) -> str:
+    """The value of a field as it would be typed."""
     if value is None:
         return "none"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 

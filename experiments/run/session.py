@@ -22,6 +22,7 @@ from experiments.run.bad_step import save_bad_step
 from experiments.run.inputs import eval_batches
 from experiments.run.overrides import describe
 from experiments.run.results import describe_result, print_summary
+from experiments.run.save_clock import SaveClock
 from experiments.run.scores import Scores
 from experiments.run.workdir import check_checkpoint, claim_workdir
 from lrnet_jax.data.dataset import Batch, Dataset
@@ -51,23 +52,6 @@ class Start(NamedTuple):
     resumed: bool
     damaged: list[str]
     progress: dict[str, Any]
-
-
-class SaveClock:
-    """Says when a save is due by time. Jumps of the wall clock do not matter."""
-
-    def __init__(self, minutes: float) -> None:
-        """Starts the clock; with 0 minutes no save is ever due."""
-        self._seconds = 60 * minutes
-        self.restart()
-
-    def restart(self) -> None:
-        """Counts from now on."""
-        self._last = time.monotonic()
-
-    def is_due(self) -> bool:
-        """Whether the time is over."""
-        return bool(self._seconds) and time.monotonic() - self._last >= self._seconds
 
 
 @contextlib.contextmanager
@@ -181,6 +165,9 @@ class Session:
             self.reporter.line(f"{message}; set aside")
         beginning = "new run" if start.new else f"resumed at step {self.step}"
         self.reporter.line(f"{beginning} in {self.workdir}")
+        if not start.resumed:
+            for line in self.run.origin:
+                self.reporter.line(line)
         if start.new:
             self.reporter.line(f"configuration:\n{describe(self.config)}")
         dataset, train = self.dataset, self.config.train

@@ -9,7 +9,8 @@ from typing import Any
 
 from experiments import config as configs
 from experiments.config import Config, ConfigError
-from experiments.run import bad_step, results
+from experiments.run import bad_step, pasteable, results
+from experiments.run.overrides import typed
 from lrnet_jax.training import checkpoints, workdir_lock
 from lrnet_jax.training.atomic import spare_name, write_atomically
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
@@ -40,6 +41,7 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
             raise ConfigError(
                 f"{workdir} holds a run with another configuration ({'; '.join(differing)}); "
                 "give another --workdir, or the same configuration to resume"
+                + _fork(workdir, config)
             )
         return
     # What a run leaves that was killed in its first moments.
@@ -50,6 +52,19 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
         raise ConfigError(
             f"{workdir} is not empty and holds no run of lrnet_jax; give another --workdir"
         )
+
+
+def _fork(workdir: pathlib.Path, config: Config) -> str:
+    """How to continue a run with another configuration, where the network is the same."""
+    old, new = configs.flatten(configs.load(workdir / configs.FILE)), configs.flatten(config)
+    paths = [path for path in new if old[path] != new[path] and path not in configs.FREE]
+    network = {path for path in paths if path == "network" or path.startswith("model.")}
+    if network - configs.SAME_RESULT:
+        return ""
+    kept = ("recipe", "train.fork_from", "train.init_from")
+    flags = [f"--config.{path}={typed(new[path])}" for path in paths if path not in kept]
+    command = pasteable.command("experiments.train", [f"--fork_from={workdir}", *flags])
+    return f"; to continue it with this one: {command} --workdir=NEW"
 
 
 @contextlib.contextmanager

@@ -100,13 +100,11 @@ def restore(
     if found is None:
         return None
     folder, metadata = found
-    model = _restore_item(folder, "model", _abstract(model_item(like)))
-    training = _restore_item(folder, "training", _abstract(training_item(like)))
-    ema = None if like.ema is None else read_model(folder, like.ema, EMA)
+    state = read_state(folder, like)
     for newer in steps_in(parent):
         if set_aside and newer > metadata["step"]:
             _set_aside(parent / str(newer))
-    return Restored(TrainState(**model, **training, ema=ema), metadata, damaged)
+    return Restored(state, metadata, damaged)
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
@@ -205,6 +203,22 @@ def read_model(folder: pathlib.Path, like: Tree, item: str = MODEL) -> Tree:
             f"checkpoint {folder} has no averaged weights; its run had train.ema_decay=0"
         )
     return _restore_item(folder, item, _abstract(like))
+
+
+def read_state(folder: pathlib.Path, like: TrainState) -> TrainState:
+    """The state in a step directory.
+
+    Args:
+      folder: a step directory.
+      like: a state of its shapes and dtypes, on the shardings to restore into.
+
+    Raises:
+      CheckpointError: unreadable, or of another network.
+    """
+    model = _restore_item(folder, "model", _abstract(model_item(like)))
+    training = _restore_item(folder, "training", _abstract(training_item(like)))
+    ema = None if like.ema is None else read_model(folder, like.ema, EMA)
+    return TrainState(**model, **training, ema=ema)
 
 
 def stored_shapes(folder: pathlib.Path, item: str = "model") -> dict[str, tuple[Any, Any]]:

@@ -85,7 +85,8 @@ def test_a_configuration_of_before_a_field_was_there():
         "name", "beta1", "beta2", "epsilon", "clip_norm", "multipliers", "layer_decay",
     ):  # fmt: skip
         del record["optim"][field]
-    del record["train"]["drop_path"]
+    for field in ("drop_path", "init_from", "fork_from"):
+        del record["train"][field]
     assert configs.from_dict(record) == QUICK
 
 
