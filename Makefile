@@ -119,8 +119,10 @@ inspect: $(CUDA)/.installed
 $(CUDA)/.installed: $(READY)
 	rm -rf $(CUDA) && mkdir -p $(CUDA)
 	$(PY) -c 'import jax, tomllib; v = jax.__version__; \
-	  groups = tomllib.load(open("pyproject.toml", "rb"))["dependency-groups"]; \
-	  print(*groups["inspect"], f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}", sep="\n")' > $(CUDA)/requirements.txt
+	  project = tomllib.load(open("pyproject.toml", "rb")); \
+	  triton = [x for x in project["project"]["optional-dependencies"]["cuda12"] if "triton" in x]; \
+	  inspect = project["dependency-groups"]["inspect"]; \
+	  print(*inspect, *triton, f"jax-cuda12-plugin=={v}", f"jax-cuda12-pjrt=={v}", sep="\n")' > $(CUDA)/requirements.txt
 	$(PY) $(PIP) --no-deps --target=$(CUDA) -r $(CUDA)/requirements.txt
 	@touch $@
 
@@ -129,10 +131,13 @@ test-compiled: $(CUDA)/.installed
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py \
 	  tests/pallas_kernels/tools/test_empty_kernels.py
 
+EMULATED_TRITON ?= odd/partial_group,odd/multiplication_depth16,odd/no_softmax
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED)' --arch=9.0 \
 	  --strip=2 --warps=1 --route=plugin
+	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED_TRITON)' --arch=8.0,9.0 \
+	  --strip=2 --warps=1 --implementation=jax_triton
 
 # Everything but this trains and evaluates without TensorFlow.
 test-prepare: $(VENV)-prepare/.installed

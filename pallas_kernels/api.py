@@ -30,7 +30,7 @@ from typing import Literal, NamedTuple
 
 import jax
 
-from pallas_kernels import native, pallas, pallas_interpret, reference, xla
+from pallas_kernels import jax_triton, native, pallas, pallas_interpret, reference, xla
 from pallas_kernels.platform_switch import PyTreeFunction, by_platform, current_platform, vary_alike
 from pallas_kernels.spec import (
     Implementation,
@@ -47,6 +47,7 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "xla": xla,
     "native": native,
     "pallas": pallas,
+    "jax_triton": jax_triton,
     "pallas_interpret": pallas_interpret,
 }
 

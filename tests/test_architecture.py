@@ -50,13 +50,18 @@ def imports():
     found = collections.defaultdict(set)
     for module in modules().values():
         for node in ast.walk(module.tree):
-            if isinstance(node, ast.Import):
-                found[module.name].update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom):
-                for alias in node.names:
-                    submodule = f"{node.module}.{alias.name}"
-                    found[module.name].add(submodule if submodule in modules() else node.module)
+            found[module.name].update(imported_by(node))
     return found
+
+
+def imported_by(node):
+    """The names that a statement imports, as `imports` gives them."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        names = (f"{node.module}.{alias.name}" for alias in node.names)
+        return {name if name in modules() else node.module for name in names}
+    return set()
 
 
 def offenders(importers, *forbidden):
@@ -84,15 +89,31 @@ def test_imports_go_one_way():
 
 
 def test_the_operator_needs_jax_and_numpy_only():
-    """The package could be lifted out; only its tools draw pictures."""
+    """The package could be lifted out; only its tools draw pictures, one folder calls Triton."""
+    triton = "pallas_kernels.jax_triton"
     allowed = {"jax", "numpy", "pallas_kernels", *sys.stdlib_module_names}
     foreign = {
         imported
         for name in members("pallas_kernels", without=["pallas_kernels.tools"])
         for imported in imports()[name]
         if imported.partition(".")[0] not in allowed
+        and not (is_within(name, triton) and is_within(imported, "triton", "jax_triton"))
     }
     assert not foreign
+
+
+def test_triton_is_imported_when_a_kernel_is_lowered():
+    """`kernels` is written in it, and is itself imported by functions only."""
+    kernels = "pallas_kernels.jax_triton.kernels"
+    early = [
+        f"{module.name} -> {imported}"
+        for module in modules().values()
+        if not module.within(kernels)
+        for node in module.tree.body
+        for imported in imported_by(node)
+        if is_within(imported, "triton", "jax_triton", kernels)
+    ]
+    assert not early
 
 
 def test_nothing_above_imports_the_tools():

@@ -191,12 +191,13 @@ def check_compiled(gpu, name, kernels, dtype):
     return done.stdout
 
 
+@pytest.mark.parametrize("implementation", ["pallas", "jax_triton"])
 @pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
-def test_compiled_kernels_executed(bug, code):
+def test_compiled_kernels_executed(bug, code, implementation):
     command = [
         sys.executable, "-m", "tests.pallas_kernels.pallas.emulate",
         "--shapes=odd/fewer_channels_than_group", "--arch=9.0", "--dtypes=bfloat16",
-        "--strip=2", "--warps=1", "--route=plugin",
+        "--strip=2", "--warps=1", "--route=plugin", f"--implementation={implementation}",
     ]  # fmt: skip
     if bug:
         command.append("--plant-bug")

@@ -1,0 +1,169 @@
+"""jax-triton and Triton as they are installed: the one place that knows their versions.
+
+Two pairs were run: jax-triton 0.3.1 on JAX 0.10 (Python 3.11), and 0.4.1 on JAX 0.11 and 0.12,
+both with Triton 3.9. Neither package is imported before a kernel is lowered.
+"""
+
+import contextlib
+import contextvars
+import functools
+import importlib.util
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+
+from pallas_kernels.platform_switch import current_platform
+
+INSTALL = "pip install 'lrnet-jax[cuda12]' (or cuda13)"
+PACKAGES = ("triton", "jax_triton")
+# Code for the oldest GPU that the kernels support runs on all newer ones too.
+OLDEST = 80
+# PTX versions that every assembler since CUDA 12.0 (sm_100: 12.9) reads. Triton would write its
+# newest, which the assembler of another CUDA refuses.
+PTX_VERSION = {"old": 80, "blackwell": 88}
+
+_target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
+
+
+def missing() -> str | None:
+    """Which package is not installed, with the command that installs it; None if all are."""
+    for name in PACKAGES:
+        if importlib.util.find_spec(name) is None:
+            return f"the package {name.replace('_', '-')} is not installed; {INSTALL}, or use 'xla'"
+    return None
+
+
+def capability() -> int:
+    """The compute capability to compile for, 90 for 9.0.
+
+    It is that of `target`, else that of the GPU of this machine, else the oldest supported one.
+    """
+    chosen = _target.get()
+    if chosen is not None:
+        return chosen
+    if current_platform() == "cuda":
+        found = getattr(jax.devices()[0], "compute_capability", None)
+        if found is not None:
+            return round(10 * float(found))
+    return OLDEST
+
+
+@contextlib.contextmanager
+def target(compute_capability: int) -> Iterator[None]:
+    """Compiles for a GPU that need not be here: 80, 90 or 100, for example.
+
+    JAX reuses what it has traced: pass it a new function object for each GPU.
+    """
+    token = _target.set(compute_capability)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+@functools.cache
+def load() -> Any:
+    """The module jax_triton, with what its versions need."""
+    before = os.environ.get("TRITON_CACHE_DIR")
+    import jax_triton
+
+    # Importing it changes this variable, for other users of Triton in the process too.
+    os.environ.pop("TRITON_CACHE_DIR", None)
+    if before is not None:
+        os.environ["TRITON_CACHE_DIR"] = before
+    if takes_out_shape(jax_triton):
+        _choose_ptx_version_in_lowering()
+    elif needs_dead_code_rule():
+        _mend_dead_code_rule()
+    return jax_triton
+
+
+def takes_out_shape(jax_triton: Any) -> bool:
+    """Whether this is jax-triton 0.3, which has no option for the version of PTX."""
+    return "out_shape" in inspect.signature(jax_triton.triton_call).parameters
+
+
+def ptx_version(compute_capability: int) -> int:
+    """The version of PTX to write, 80 for 8.0."""
+    return PTX_VERSION["blackwell" if compute_capability >= 100 else "old"]
+
+
+def _choose_ptx_version_in_lowering() -> None:
+    """Lets jax-triton 0.3 write the PTX of `ptx_version`."""
+    from jax.interpreters import mlir
+    from jax_triton import triton_lib
+
+    def backend(device: Any, compute_capability: int) -> Any:
+        found = triton_lib.get_cuda_backend(device, compute_capability)
+        parse = found.parse_options
+
+        def parse_options(options: dict[str, Any]) -> Any:
+            return parse({"ptx_version": ptx_version(compute_capability), **options})
+
+        found.parse_options = parse_options
+        return found
+
+    mlir.register_lowering(
+        triton_lib.triton_kernel_call_p,
+        functools.partial(triton_lib.triton_kernel_call_lowering, backend),
+        platform="cuda",
+    )
+
+
+def needs_dead_code_rule() -> bool:
+    """Whether jax-triton's rule for dead code takes two arguments and JAX passes three."""
+    from jax._src.interpreters import partial_eval
+    from jax_triton import triton_lib
+
+    rule = partial_eval.dce_rules.get(triton_lib.triton_kernel_call_p)
+    if rule is None or jax.__version_info__ < (0, 12):
+        return False
+    return len(inspect.signature(rule).parameters) == 2
+
+
+def _mend_dead_code_rule() -> None:
+    from jax._src.interpreters import partial_eval
+    from jax_triton import triton_lib
+
+    def keep(used: Sequence[bool], live: Any, equation: Any) -> Any:
+        del used, live
+        return [True] * len(equation.invars), equation
+
+    rules: Any = partial_eval.dce_rules
+    rules[triton_lib.triton_kernel_call_p] = keep
+
+
+def triton_call(
+    kernel: Any,
+    arrays: Sequence[jax.Array],
+    results: Sequence[jax.ShapeDtypeStruct],
+    *,
+    grid: tuple[int, int, int],
+    warps: int,
+    name: str,
+    compute_capability: int,
+    **static: Any,
+) -> tuple[jax.Array, ...]:
+    """Calls a Triton kernel: `jax_triton.triton_call`, alike for its versions."""
+    jax_triton = load()
+    options: dict[str, Any] = {
+        "kernel": kernel,
+        "grid": grid,
+        "name": name,
+        "num_warps": warps,
+        "num_stages": 1,
+        "compute_capability": compute_capability,
+        **static,
+    }
+    if takes_out_shape(jax_triton):
+        options |= {"out_shape": tuple(results), "enable_fp_fusion": False}
+    else:
+        version = ptx_version(compute_capability)
+        options |= {
+            "out_type": tuple(results),
+            "backend_options": {"ptx_version": version, "enable_fp_fusion": False},
+        }
+    return tuple(jax_triton.triton_call(*arrays, **options))
