@@ -11,7 +11,13 @@ DIR then holds
                                  with weights and normalisation; jax.export.deserialize(bytes).call
                                  runs it with JAX alone
 
-Both are read back and run on random images. Their logits must be those of the network.
+Both are read back and run on random images. Their logits must be those of the network. README.md is
+the model card: results, recipe, images, licences.
+
+    python -m experiments.export --run=runs/resnet50 --out=exports/resnet50 --format=safetensors
+
+writes the weights for other libraries instead: model.safetensors, for ResNets under the names of
+torchvision and timm. `experiments.import_weights` reads it.
 """
 
 import pathlib
@@ -19,7 +25,11 @@ import pathlib
 from absl import flags
 
 from experiments.cli import command_line, run_flags
+from experiments.config import ConfigError
 from experiments.run.artifact import export
+from experiments.run.weights_file import export_weights
+
+STABLEHLO, SAFETENSORS = "stablehlo", "safetensors"
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -33,14 +43,28 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "raw", False, "Use the weights of the last step, not their averages.",
         flag_values=flag_values,
     )  # fmt: skip
+    flags.DEFINE_enum(
+        "format", STABLEHLO, (STABLEHLO, SAFETENSORS),
+        "A checkpoint and a module that runs, or the weights alone.", flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_string(
+        "license", None, "Licence of the weights, for the model card, such as apache-2.0.",
+        flag_values=flag_values,
+    )  # fmt: skip
 
 
 def main(options: flags.FlagValues) -> None:
     """Exports a run."""
     path = run_flags.chosen_run(options)
     out = pathlib.Path(command_line.require(options, "out", "exports/lrnet50"))
-    for line in export(path, out, images=options.images, ema=False if options.raw else None):
-        print(line)
+    ema = False if options.raw else None
+    if options.format == SAFETENSORS:
+        if options["images"].present:
+            raise ConfigError(f"--images={options.images} is of a module, not of {SAFETENSORS}")
+        lines = export_weights(path, out, ema=ema, license_=options.license)
+    else:
+        lines = export(path, out, images=options.images, ema=ema, license_=options.license)
+    print(*lines, sep="\n")
 
 
 if __name__ == "__main__":

@@ -22,9 +22,10 @@ from absl import flags
 import lrnet_jax
 from experiments.cli import command_line
 from experiments.config import ConfigError
-from experiments.run import imported
-from experiments.run.imported import Preparation
+from experiments.run import imported, pasteable
+from experiments.run.imported import Given
 from lrnet_jax.data import imagenet_names
+from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.foreign.convert import to_tree
 from lrnet_jax.foreign.files import read_arrays
 from lrnet_jax.training.checkpoints import CheckpointError
@@ -64,21 +65,19 @@ def main(options: flags.FlagValues) -> None:
     out = pathlib.Path(command_line.require(options, "out", "exports/resnet50"))
     if out.exists():
         raise ConfigError(f"{out} exists; give another --out")
-    changes = chosen_preparation(options)
+    changes = chosen_preprocessing(options)
     arrays, texts = read_arrays(path)
     header = imported.read_header(path, texts)
     network, variant = chosen_network(options.network, header)
     tree, num_classes = to_tree(arrays, variant)
-    found = imported.read_preparation(path, header)
-    preparation = dataclasses.replace(found, **changes)
-    names, source = chosen_names(options.class_names, num_classes, preparation)
-    preparation = dataclasses.replace(preparation, class_names=names)
-    imported.write(out, network, variant, tree, num_classes, preparation, header, path.name)
-    print(*imported.describe(out, network, arrays, tree, num_classes), sep="\n")
-    print(
-        f"images: {preparation.describe()}, from {preparation.source if not changes else 'flags'}"
-    )
-    print(f"class names: {source}")
+    given = change(imported.read_given(path, header), changes)
+    names, source = chosen_names(options.class_names, num_classes, given)
+    given = given._replace(class_names=names)
+    record = imported.record_of(network, variant, num_classes, given, header, path.name)
+    imported.write(out, tree, record)
+    print(*imported.describe(network, arrays, tree, given), sep="\n")
+    print(f"{num_classes} classes, names: {source}")
+    print(f"wrote {out}; next: {pasteable.command('experiments.evaluate', [f'--run={out}'])}")
 
 
 def chosen_network(name: str | None, header: dict[str, Any]) -> tuple[str, lrnet_jax.Variant]:
@@ -107,8 +106,8 @@ def chosen_network(name: str | None, header: dict[str, Any]) -> tuple[str, lrnet
         raise ConfigError(f"--network={name}: {error}") from error
 
 
-def chosen_preparation(options: flags.FlagValues) -> dict[str, Any]:
-    """The fields of `Preparation` that the flags change.
+def chosen_preprocessing(options: flags.FlagValues) -> dict[str, Any]:
+    """The fields of `Preprocessing` that the flags change.
 
     Raises:
       ConfigError: a mean or deviation is no number of 0 to 1, or there are not three.
@@ -135,16 +134,35 @@ def chosen_preparation(options: flags.FlagValues) -> dict[str, Any]:
     return changes
 
 
+def change(given: Given, changes: dict[str, Any]) -> Given:
+    """What is known of the weights, after the flags.
+
+    Raises:
+      ConfigError: the shorter side is less than the side of the crop.
+    """
+    if not changes:
+        return given
+    if "image_size" in changes and "resize" not in changes:
+        changes = {**changes, "resize": shorter_side(changes["image_size"])}
+    preprocessing = dataclasses.replace(given.preprocessing, **changes)
+    if preprocessing.resize < preprocessing.image_size:
+        raise ConfigError(
+            f"--resize={preprocessing.resize} is less than the image size of "
+            f"{preprocessing.image_size}; an image is cropped after it is resized"
+        )
+    return given._replace(preprocessing=preprocessing, source=f"the flags and {given.source}")
+
+
 def chosen_names(
-    choice: str | None, num_classes: int, preparation: Preparation
+    choice: str | None, num_classes: int, given: Given
 ) -> tuple[tuple[str, ...] | None, str]:
     """The class names, and where they are from.
 
     Raises:
       ConfigError: there are not as many as classes, or the file cannot be read.
     """
-    if choice is None and preparation.class_names is not None:
-        names, source = preparation.class_names, f"from {preparation.source}"
+    if choice is None and given.class_names is not None:
+        names, source = given.class_names, f"from {given.source}"
     elif choice == NONE or (choice is None and num_classes != len(imagenet_names.synsets())):
         return None, "none; --class_names=FILE gives them"
     elif choice in (None, IMAGENET):

@@ -14,6 +14,7 @@ from jax import export as jax_export
 
 import lrnet_jax
 from experiments.config import ConfigError
+from experiments.report import model_card
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.functional import split
 from lrnet_jax.training.checkpoint_saver import write_model
@@ -21,10 +22,19 @@ from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu
 
 MODULE = "network.stablehlo"
 PLATFORMS = ("cpu", "cuda")
+USAGE = f"""\
+* lrnet_jax: `lrnet_jax.load_classifier(FOLDER).predict("image.jpg")`.
+* JAX alone: `jax.export.deserialize(bytearray(open("{MODULE}", "rb").read())).call(pixels)`
+  takes the cropped images as uint8 (batch, height, width, 3) and gives the logits."""
 
 
 def export(
-    path: str | pathlib.Path, out: pathlib.Path, *, images: int = 1, ema: bool | None = None
+    path: str | pathlib.Path,
+    out: pathlib.Path,
+    *,
+    images: int = 1,
+    ema: bool | None = None,
+    license_: str | None = None,
 ) -> list[str]:
     """Writes and verifies an export.
 
@@ -33,6 +43,7 @@ def export(
       out: a folder that does not exist yet.
       images: batch size of the module.
       ema: which weights, see `lrnet_jax.load_checkpoint`.
+      license_: of the weights, for the model card, None if it is not stated.
 
     Returns:
       Lines that report what was written and how well it agrees with the network.
@@ -52,9 +63,12 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     try:
         folded = lrnet_jax.fold_priors(model)
-        _write_checkpoint(part, folded, metadata)
+        record = model_card.describe_network(path, metadata)
+        _write_checkpoint(part, folded, {**metadata, "scores": record["scores"]})
         _write_module(part / MODULE, folded, metadata, pixels.shape)
         comparison = verify(part, pixels, logits)
+        card = model_card.write(record, title=out.name, usage=USAGE, license_=license_)
+        (part / model_card.FILE).write_text(card)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -5,7 +5,7 @@ import json
 import pathlib
 import shutil
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,8 +13,10 @@ import numpy as np
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, Data
+from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.data.on_disk import IMAGE_SIZE, MEAN, STD
 from lrnet_jax.functional import Tree
+from lrnet_jax.preprocessing import Preprocessing
 from lrnet_jax.training.checkpoint_saver import write_model
 from lrnet_jax.training.checkpoints import CheckpointError
 
@@ -23,38 +25,18 @@ TIMM = "config.json"  # beside the weights, as timm publishes them
 RECIPE = "imported"
 
 
-@dataclasses.dataclass(frozen=True)
-class Preparation:
-    """How images become the input of the network, and what its classes are.
+class Given(NamedTuple):
+    """What is known of weights besides their arrays.
 
     Attributes:
-      image_size: side of the images, in pixels.
-      resize: shorter side before the central crop; None for image_size * 256 / 224.
-      mean: of R, G and B, in levels of 0 to 255.
-      std: of R, G and B, in levels of 0 to 255.
+      preprocessing: of the images.
       class_names: one for each class, or None.
-      source: where this is from, for messages.
+      source: where both are from, for messages.
     """
 
-    image_size: int = IMAGE_SIZE
-    resize: int | None = None
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    preprocessing: Preprocessing = Preprocessing(IMAGE_SIZE, shorter_side(IMAGE_SIZE), MEAN, STD)
     class_names: tuple[str, ...] | None = None
     source: str = "ImageNet's usual preparation"
-
-    @property
-    def shorter_side(self) -> int:
-        """`resize`, or its default."""
-        return round(self.image_size * 256 / 224) if self.resize is None else self.resize
-
-    def describe(self) -> str:
-        """In a line."""
-        mean, std = (
-            ", ".join(f"{value:.4g}" for value in values) for values in (self.mean, self.std)
-        )
-        side = self.image_size
-        return f"{side} x {side} out of {self.shorter_side}, mean {mean}, std {std}"
 
 
 def read_header(path: pathlib.Path, texts: Mapping[str, str]) -> dict[str, Any]:
@@ -67,14 +49,15 @@ def read_header(path: pathlib.Path, texts: Mapping[str, str]) -> dict[str, Any]:
         return {}
     try:
         header = json.loads(texts[HEADER])
-        if not {"network", "variant", "num_classes"} <= set(header):
-            raise ValueError("no network, variant or num_classes")
+        lacking = {"network", "variant", "image_size", "mean", "std"} - set(header)
+        if lacking:
+            raise ValueError(f"it has no {', '.join(sorted(lacking))}")
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the header of {path} cannot be read: {error}") from error
     return header
 
 
-def read_preparation(path: pathlib.Path, header: Mapping[str, Any]) -> Preparation:
+def read_given(path: pathlib.Path, header: Mapping[str, Any]) -> Given:
     """How images are prepared, from the header of an export or from timm's config.json.
 
     Raises:
@@ -82,105 +65,96 @@ def read_preparation(path: pathlib.Path, header: Mapping[str, Any]) -> Preparati
     """
     if header:
         names = header.get("class_names")
-        return Preparation(
-            image_size=header["image_size"],
-            resize=header.get("resize"),
-            mean=tuple(header["mean"]),
-            std=tuple(header["std"]),
-            class_names=None if names is None else tuple(names),
-            source="the header of the weights",
+        return Given(
+            Preprocessing.from_metadata(header),
+            None if names is None else tuple(names),
+            "the header of the weights",
         )
     beside = path.with_name(TIMM)
-    return _read_timm(beside) if beside.is_file() else Preparation()
+    return _read_timm(beside) if beside.is_file() else Given()
 
 
-def _read_timm(path: pathlib.Path) -> Preparation:
+def _read_timm(path: pathlib.Path) -> Given:
     try:
         record = json.loads(path.read_text())
         found = record.get("pretrained_cfg", record)
-        side = found["input_size"][-1]
-        names = found.get("label_names")
-        return Preparation(
-            image_size=side,
-            resize=int(side / found["crop_pct"]),  # timm rounds down
-            mean=tuple(255 * value for value in found["mean"]),
-            std=tuple(255 * value for value in found["std"]),
-            class_names=None if names is None else tuple(names),
-            source=str(path),
+        side = int(found["input_size"][-1])
+        red, green, blue = (255 * value for value in found["mean"])
+        deviations = [255 * value for value in found["std"]]
+        names = record.get("label_names") or found.get("label_names")
+        return Given(
+            Preprocessing(
+                side,
+                int(side / found["crop_pct"]),  # timm rounds down
+                (red, green, blue),
+                (deviations[0], deviations[1], deviations[2]),
+            ),
+            None if names is None else tuple(names),
+            str(path),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} beside the weights is no configuration of timm ({type(error).__name__}: "
             f"{error}); move the weights to another folder"
         ) from error
 
 
-def write(
-    out: pathlib.Path,
+def record_of(
     network: str,
     variant: lrnet_jax.Variant,
-    tree: Tree,
     num_classes: int,
-    preparation: Preparation,
+    given: Given,
     header: Mapping[str, Any],
     file_name: str,
-) -> None:
+) -> dict[str, Any]:
+    """The metadata of the checkpoint, see `lrnet_jax.load_checkpoint`."""
+    size = given.preprocessing.image_size
+    config = Config(recipe=RECIPE, network=network, model=variant, data=Data(image_size=size))
+    return {
+        "network": network,
+        "variant": json.loads(json.dumps(dataclasses.asdict(variant))),
+        "num_classes": num_classes,
+        "class_names": given.class_names,
+        **dataclasses.asdict(given.preprocessing),
+        "step": header.get("step", 0),
+        "config": header.get("config") or configs.to_dict(config),
+        "scores": header.get("scores"),
+        "imported_from": file_name,
+        "versions": {"lrnet_jax": lrnet_jax.__version__, "jax": jax.__version__},
+    }
+
+
+def write(out: pathlib.Path, tree: Tree, record: Mapping[str, Any]) -> None:
     """Writes a checkpoint for inference.
 
     Args:
       out: a folder that does not exist yet; it appears when it is complete.
-      network: of the zoo.
-      variant: what is built.
       tree: {"params": ..., "batch_stats": ...}.
-      num_classes: of the head.
-      preparation: of the images.
-      header: of an export, or {}.
-      file_name: of the weights.
+      record: its metadata.
     """
-    config = Config(
-        recipe=RECIPE,
-        network=network,
-        model=variant,
-        data=Data(image_size=preparation.image_size),
-    )
-    record = header.get("config") or configs.to_dict(config)
-    metadata = {
-        "network": network,
-        "variant": json.loads(json.dumps(dataclasses.asdict(variant))),
-        "num_classes": num_classes,
-        "class_names": preparation.class_names,
-        "mean": preparation.mean,
-        "std": preparation.std,
-        "image_size": preparation.image_size,
-        "resize": preparation.shorter_side,
-        "step": header.get("step", 0),
-        "config": record,
-        "imported_from": file_name,
-        "versions": {"lrnet_jax": lrnet_jax.__version__, "jax": jax.__version__},
-    }
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        write_model(part, tree, metadata)
+        write_model(part, tree, dict(record))
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def describe(
-    out: pathlib.Path,
-    network: str,
-    arrays: Mapping[str, np.ndarray],
-    tree: Tree,
-    num_classes: int,
-) -> list[str]:
-    """Lines that report what was used and what was left out."""
-    leaves = jax.tree.leaves(tree)
-    left = len(arrays) - len(leaves)
-    params = sum(leaf.size for leaf in jax.tree.leaves(tree["params"]))
+def describe(network: str, arrays: Mapping[str, np.ndarray], tree: Tree, given: Given) -> list[str]:
+    """Lines that report what was used, what was left out and how images are prepared."""
+    used, params = jax.tree.leaves(tree), jax.tree.leaves(tree["params"])
+    left = len(arrays) - len(used)
     note = f"; {left} counters of torch (num_batches_tracked) are left out" if left else ""
+    preprocessing = given.preprocessing
+    mean, std = (
+        ", ".join(f"{value:.4g}" for value in values)
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    side = preprocessing.image_size
     return [
-        f"{network}, {num_classes} classes: {len(leaves)} arrays used once each, "
-        f"{params / 1e6:.3f} M parameters{note}",
-        f"wrote {out}; next: python -m experiments.evaluate --run={out}",
+        f"{network}: {len(used)} arrays used once each, "
+        f"{sum(leaf.size for leaf in params) / 1e6:.3f} M parameters{note}",
+        f"images: {side} x {side} out of {preprocessing.resize}, mean {mean}, std {std}, "
+        f"from {given.source}",
     ]

@@ -3,6 +3,8 @@
 import json
 import pathlib
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 from experiments.run import pasteable
 from experiments.run.scores import AttackedScores, Scores
@@ -26,6 +28,25 @@ def read_result(workdir: pathlib.Path) -> Scores | None:
     """The result of a finished run; None if the run is not finished."""
     path = workdir / FILE
     return Scores.from_dict(json.loads(path.read_text())) if path.exists() else None
+
+
+def known_scores(path: str | pathlib.Path, metadata: Mapping[str, Any]) -> Scores | None:
+    """The scores of a checkpoint that are on record; None if there are none.
+
+    Args:
+      path: a workdir, a step directory or an export, from which the checkpoint was loaded.
+      metadata: from `lrnet_jax.load_checkpoint`. An export keeps its scores there.
+    """
+    if metadata.get("scores") is not None:
+        return Scores.from_dict(metadata["scores"])
+    path = pathlib.Path(path)
+    workdir = path.parent.parent if path.parent.name == checkpoints.FOLDER else path
+    result = read_result(workdir)
+    if result is None or result.step != metadata["step"]:
+        return None
+    # A run evaluates the averages of its weights where it keeps them.
+    averages = metadata["config"]["train"]["ema_decay"] > 0
+    return result if metadata["ema"] == averages else None
 
 
 def print_summary(workdir: pathlib.Path, result: Scores) -> None:

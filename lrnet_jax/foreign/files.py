@@ -86,8 +86,9 @@ def _read_torch(path: pathlib.Path) -> Arrays:
         import torch
     except ModuleNotFoundError as error:
         raise CheckpointError(
-            f"{path.name} needs torch to be read; {sys.executable} -m pip install torch, or write a "
-            ".safetensors where it is installed: safetensors.torch.save_file(model.state_dict(), FILE)"
+            f"{path.name} needs torch to be read; {sys.executable} -m pip install torch, or write "
+            "a .safetensors where it is installed: "
+            "safetensors.torch.save_file(model.state_dict(), FILE)"
         ) from error
     try:
         with warnings.catch_warnings():

@@ -10,6 +10,7 @@ import lrnet_jax
 from experiments import import_weights
 from experiments.cli import command_line
 from experiments.cli.command_line import USERS_ERRORS
+from experiments.run.imported import Given
 from lrnet_jax.data.imagenet_names import synsets
 from lrnet_jax.foreign.files import write_safetensors
 from tests.lrnet_jax.foreign import torch_golden
@@ -32,10 +33,10 @@ def test_a_file_becomes_a_checkpoint_with_the_same_logits(resnet18, tmp_path, ca
     call("--network=resnet18", f"--from={resnet18}", f"--out={out}")
     printed = capsys.readouterr().out
     for text in (
-        "resnet18, 10 classes: 102 arrays used once each, 11.182 M parameters; "
+        "resnet18: 102 arrays used once each, 11.182 M parameters; "
         "20 counters of torch (num_batches_tracked) are left out",
         "224 x 224 out of 256, mean 123.7, 116.3, 103.5, std 58.4, 57.12, 57.38, from ImageNet",
-        "class names: none; --class_names=FILE gives them",
+        "10 classes, names: none; --class_names=FILE gives them",
     ):
         assert text in printed
     model, metadata = lrnet_jax.load_checkpoint(out)
@@ -76,11 +77,10 @@ def test_how_images_are_prepared(resnet18, tmp_path, capsys):
 
 
 def test_a_thousand_classes_are_those_of_imagenet():
-    preparation = import_weights.Preparation()
-    names, source = import_weights.chosen_names(None, 1000, preparation)
+    names, source = import_weights.chosen_names(None, 1000, Given())
     assert names == synsets()
     assert source.endswith("taken because there are 1000; --class_names=none for none")
-    assert import_weights.chosen_names("none", 1000, preparation)[0] is None
+    assert import_weights.chosen_names("none", 1000, Given())[0] is None
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,7 @@ def test_a_thousand_classes_are_those_of_imagenet():
             ["--network=resnet18", "--class_names=imagenet2012"],
             "1000 class names .* but the weights have 10 classes; give --class_names=FILE",
         ),
+        (["--network=resnet18", "--resize=200"], "--resize=200 is less than the image size of 224"),
         (["--network=resnet18", "--class_names=nowhere.txt"], "nowhere.txt cannot be read"),
     ],
 )
