@@ -52,9 +52,21 @@ def lock_workdir(workdir: pathlib.Path, *, patience: float = 5.0) -> Iterator[No
         os.close(handle)
 
 
-def _try_lock(handle: int) -> bool:
+def is_locked(workdir: pathlib.Path) -> bool:
+    """Whether a process holds the lock of a workdir now; nothing is written."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        handle = os.open(workdir / FILE, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _try_lock(handle, fcntl.LOCK_SH)
+    finally:
+        os.close(handle)
+
+
+def _try_lock(handle: int, kind: int = fcntl.LOCK_EX) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
             return False

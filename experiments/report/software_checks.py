@@ -1,0 +1,125 @@
+"""Checks of `experiments.doctor`: versions, what JAX computes on, and how."""
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Iterator
+
+import jax
+
+import lrnet_jax
+from experiments.report.diagnosis import Finding
+from experiments.run import machine, pasteable
+from pallas_kernels import api
+from pallas_kernels.tools import shapes
+
+LIBRARY = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")
+TRAINING = ("optax", "grain", "tensorflow-datasets", "pillow", "tensorboardX")
+PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-triton")
+# Variables that change what JAX does. Empty ones count as well.
+VARIABLES = ("JAX_", "XLA_", "CUDA_", "NVIDIA_TF32_OVERRIDE", "NNX_", "TFDS_DATA_DIR")
+NETWORK = "lrnet50"
+
+
+def check_versions() -> Iterator[Finding]:
+    """Versions of Python, this repository and what it needs."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pasteable.ROOT, capture_output=True, text=True, check=False,
+    ).stdout.strip()  # fmt: skip
+    own = f"lrnet_jax {lrnet_jax.__version__}" + (f" ({commit})" if commit else "")
+    yield Finding("versions", "ok", f"{own}, Python {platform.python_version()} on {_system()}")
+    versions = {name: _version(name) for name in (*LIBRARY, *TRAINING, *PLUGINS)}
+    found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    yield Finding("packages", "ok", found)
+    missing = [name for name in (*LIBRARY, *TRAINING) if not versions[name]]
+    if missing:
+        text = f"{', '.join(missing)} is not installed"
+        yield Finding("packages", "broken", text, pasteable.install("train"))
+    plugins = [name for name in PLUGINS if name.endswith("plugin") and versions[name]]
+    for name in plugins:
+        if versions[name] != versions["jaxlib"]:
+            text = f"{name} {versions[name]} is for another jaxlib than {versions['jaxlib']}"
+            yield Finding("packages", "broken", text, _reinstall())
+    if len(plugins) > 1:
+        text = f"{' and '.join(plugins)} are both installed, and JAX loads both"
+        yield Finding("packages", "broken", text, _reinstall())
+
+
+def check_devices() -> Iterator[Finding]:
+    """What JAX computes on, and whether a GPU is idle beside it."""
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        line = str(error).splitlines()[0]
+        yield Finding("devices", "broken", f"JAX finds no device: {line}", _reinstall())
+        return
+    kinds = Counter((device.platform, device.device_kind) for device in devices)
+    names = ", ".join(f"{count} x {kind} ({name})" for (name, kind), count in kinds.items())
+    memory = (devices[0].memory_stats() or {}).get("bytes_limit")
+    limit = f", {memory / 2**30:.1f} GiB each for JAX" if memory else ""
+    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    idle = machine.idle_gpus()
+    if idle is None:
+        yield Finding("devices", "ok", names + limit + processes)
+    else:
+        text, _, mend = idle.rpartition("; ")
+        yield Finding("devices", "attention", f"{names}; {text}", mend.removeprefix("to use it: "))
+    gpus = machine.nvidia_gpus()
+    if gpus:
+        text = f"{machine.describe(gpus)}, {gpus[0].memory}, driver {gpus[0].driver}"
+        yield Finding(
+            "NVIDIA driver", "ok", f"{text}, JAX for {machine.suitable_accelerator(gpus)}"
+        )
+
+
+def check_operator() -> Iterator[Finding]:
+    """Which implementation LR-Net-50 gets here, and why not the others."""
+    layers = shapes.select(f"{NETWORK}/*")
+    supports = []
+    for layer in layers:
+        inputs = layer.abstract_inputs("float32")
+        supports.append(api.implementations(*inputs, **layer.options))
+    platform_name = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
+    wanted = api.PREFERRED.get(platform_name, ())
+    chosen = Counter(
+        next((name for name in wanted if support[name].runs), api.DEFAULT) for support in supports
+    )
+    runs = " and ".join(f"{name} for {count}" for name, count in chosen.items())
+    text = f"{runs} of the {len(layers)} shapes of {NETWORK} on {platform_name}"
+    if wanted and wanted[0] not in chosen:
+        yield Finding("operator", "attention", text, supports[0][wanted[0]].reason)
+    else:
+        yield Finding("operator", "ok", text)
+    for name in api.IMPLEMENTATIONS:
+        refusals = {support[name].reason for support in supports if not support[name].runs}
+        if name not in chosen and refusals:
+            yield Finding("operator", "ok", f"not {name}: {'; '.join(sorted(refusals))}")
+
+
+def check_variables() -> Iterator[Finding]:
+    """Variables of the environment that change what JAX does."""
+    found = [
+        f"{name}={value}"
+        for name, value in sorted(os.environ.items())
+        if name.startswith(VARIABLES)
+    ]
+    yield Finding("environment", "ok", ", ".join(found) or "no variable changes what JAX does")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.machine()}"
+
+
+def _reinstall() -> str:
+    accelerator = machine.suitable_accelerator(machine.nvidia_gpus())
+    return f"make clean env ACCELERATOR={accelerator}"
