@@ -28,6 +28,7 @@ from experiments.cli import attack_flags, command_line, run_flags
 from experiments.config import Config, ConfigError
 from experiments.run import attacks
 from experiments.run.attacks import Plan
+from experiments.run.check_data import check_same_classes
 from experiments.run.inputs import eval_batches, make_normalize, open_data
 from experiments.run.results import describe_result
 from experiments.run.scores import AttackedScores, Scores
@@ -125,13 +126,15 @@ def open_checkpoint(
         raise ConfigError(
             f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
         )
+    dataset = open_data(config, data_dir)
+    check_same_classes(metadata, dataset)
     functional, *variables = split(model)
     return Checkpoint(
         step=metadata["step"],
         config=config,
         functional=functional,
         variables=replicate(tuple(variables)),
-        dataset=open_data(config, data_dir),
+        dataset=dataset,
         batch_size=batch_size,
     )
 

@@ -28,6 +28,7 @@ from experiments.config import Config, ConfigError
 from experiments.run import machine, pasteable
 from experiments.run import origin as origins
 from experiments.run.assemble import assemble, check_devices
+from experiments.run.check_data import check_data
 from experiments.run.inputs import open_data
 from experiments.run.origin import start_from_origin
 from experiments.run.overrides import override_all
@@ -102,6 +103,7 @@ def train(config: Config, workdir: pathlib.Path) -> Scores | None:
     # ---- checks, before anything is written
     check_devices(config)
     dataset = open_data(config)
+    check_data(config, dataset)
     first = processes.is_first()  # reads and writes the workdir for all processes
     new = is_new(workdir)
     if first:

@@ -1,12 +1,14 @@
 """What a network is, as plain data. `plan.py` derives its layers."""
 
 import dataclasses
+import difflib
 import math
 import typing
 from typing import Literal
 
 from lrnet_jax.checks import check_odd, check_positive
 from lrnet_jax.layers.geometric_prior import Prior
+from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.spec import Normalization, Similarity
 
 BlockKind = Literal["bottleneck", "basic"]
@@ -136,6 +138,12 @@ def _check_choice(name: str, hint: object, value: object) -> None:
         choices = typing.get_args(hint)
         if value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}; got {value!r}")
+    elif name == "implementation" and isinstance(value, str) and value not in IMPLEMENTATIONS:
+        near = difflib.get_close_matches(value, IMPLEMENTATIONS, n=1)
+        raise ValueError(
+            f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; got {value!r}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     elif hint is bool and not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     elif hint == str | None and not (value is None or isinstance(value, str)):

@@ -17,6 +17,7 @@ calls `main(parse(["--runs=elsewhere"], define_flags))`. Groups of flags that se
 own, which the command's one calls.
 """
 
+import dataclasses
 import logging as standard_logging
 import os
 import sys
@@ -27,7 +28,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from experiments.cli.stdout import leave_closed_pipe, print_lines
-from experiments.config import ConfigError
+from experiments.config import SECTIONS, Config, ConfigError
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
 from lrnet_jax.training import processes
 from lrnet_jax.training.checkpoints import CheckpointError
@@ -106,6 +107,10 @@ def parse(arguments: Sequence[str], define_flags: DefineFlags) -> flags.FlagValu
         arguments = list(_fields_as_one_flag(arguments))
     try:
         _, *rest = options(["", *arguments])
+    except flags.UnrecognizedFlagError as error:
+        field = _field_of(error.flagname) if FIELD_FLAG in options else None
+        hint = f"; did you mean --config.{field}?" if field else ""
+        raise ConfigError(f"{error}{hint}") from error
     except flags.Error as error:
         raise ConfigError(str(error)) from error
     if ARGUMENTS in options:
@@ -154,6 +159,18 @@ def _fields_as_one_flag(arguments: Sequence[str]) -> Sequence[str]:
                 raise ConfigError(f"--{path} has no value; write --{path}=VALUE")
         rewritten.append(f"--{FIELD_FLAG}={path.removeprefix('config.')}={text}")
     return rewritten
+
+
+def _field_of(flag: str) -> str | None:
+    """The field of the configuration that an unknown flag may stand for."""
+    first, _, rest = flag.partition(".")
+    if rest:
+        known = {field.name for field in dataclasses.fields(Config)}
+        return flag if first in known else None
+    for section, kind in SECTIONS.items():
+        if flag in {field.name for field in dataclasses.fields(kind)}:
+            return f"{section}.{flag}"
+    return None
 
 
 def _help(main: Main, define_flags: DefineFlags) -> str:

@@ -12,6 +12,7 @@ from flax import nnx
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, ConfigError
+from experiments.run.check_data import describe_images
 from experiments.run.inputs import (
     make_attack,
     make_augment,
@@ -162,6 +163,7 @@ def _metadata(config: Config, dataset: Dataset) -> dict[str, Any]:
         "std": dataset.std,
         "image_size": dataset.image_size,
         "resize": dataset.resize,
+        "images": describe_images(dataset),
         "config": record,
         "versions": {"lrnet_jax": lrnet_jax.__version__, "jax": jax.__version__},
     }

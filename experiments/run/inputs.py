@@ -119,10 +119,13 @@ def eval_batches(dataset: Dataset, batch_size: int, *, with_index: bool = False)
 
     Args:
       dataset: the data set.
-      batch_size: images per step over all processes.
+      batch_size: images per step over all processes, less where the split has less.
       with_index: also each image's place in the split, which an attack needs.
     """
     names = ("image", "label", "mask", *(("index",) if with_index else ()))
+    # A batch that is larger than the split would be padding for the most part.
+    devices = jax.device_count()
+    batch_size = min(batch_size, -(-dataset.num_eval // devices) * devices)
     for batch in dataset.eval_batches(
         batch_size, process_index=jax.process_index(), process_count=jax.process_count()
     ):

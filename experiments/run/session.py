@@ -19,6 +19,7 @@ from experiments.config import Config
 from experiments.run import results
 from experiments.run.assemble import Run, num_params
 from experiments.run.bad_step import save_bad_step
+from experiments.run.check_data import check_same_images
 from experiments.run.inputs import eval_batches
 from experiments.run.overrides import describe
 from experiments.run.results import describe_result, print_summary
@@ -84,7 +85,7 @@ def open_session(
             stack.enter_context(claim_workdir(config, workdir))
             newest, every = config.train.keep_checkpoints, config.train.keep_every
             saver = stack.enter_context(CheckpointSaver(workdir, newest=newest, every=every))
-            start, run = _restore(config, workdir, start, run)
+            start, run = _restore(config, workdir, dataset, start, run)
         start = Start(**processes.broadcast(start._asdict()))
         if start.resumed:
             run = run._replace(state=replicate(processes.broadcast_arrays(run.state)))
@@ -106,13 +107,16 @@ def open_session(
         yield session
 
 
-def _restore(config: Config, workdir: pathlib.Path, start: Start, run: Run) -> tuple[Start, Run]:
+def _restore(
+    config: Config, workdir: pathlib.Path, dataset: Dataset, start: Start, run: Run
+) -> tuple[Start, Run]:
     """The newest good checkpoint of the workdir, if there is one."""
     restored = checkpoints.restore(
         workdir, like=run.state, check=functools.partial(check_checkpoint, config)
     )
     if restored is None:
         return start, run
+    check_same_images(restored.metadata, dataset)
     start = start._replace(
         resumed=True, damaged=list(restored.damaged), progress=restored.metadata["progress"]
     )

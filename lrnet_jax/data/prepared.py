@@ -5,6 +5,7 @@ TensorFlow.
 """
 
 import dataclasses
+import difflib
 import functools
 import os
 import pathlib
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 EVALUATION_SPLITS = ("validation", "test")
+OWN_NAMES = ("fashion_mnist_subset", "folder")  # of the sets that TFDS does not prepare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -130,7 +132,20 @@ def find(name: str, data_dir: str | None, how_to_prepare: str) -> pathlib.Path:
     )
     if configs and not found:
         message += f"; it has configurations, name one: {', '.join(configs)}"
+    if not (found or configs) and (near := _nearest(plain, root)):
+        raise MissingDatasetError(f"no data set is named {plain!r}; did you mean {near}?")
     raise MissingDatasetError(f"{message}\n{how_to_prepare}")
+
+
+def _nearest(name: str, root: pathlib.Path) -> str | None:
+    """The name that a name may be a slip of; None if it is right, or like no other."""
+    import tensorflow_datasets as tfds
+
+    known = {*OWN_NAMES, *tfds.list_builders(with_community_datasets=False)}
+    known |= {path.parents[1].name for path in root.glob("*/*/dataset_info.json")}
+    if name.partition("/")[0] in known:
+        return None
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
 
 
 class Choice(NamedTuple):

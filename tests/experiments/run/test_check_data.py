@@ -1,0 +1,142 @@
+"""Whether configurations, checkpoints and images fit together."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments.config import ConfigError
+from experiments.recipes import RECIPES
+from experiments.run.check_data import (
+    check_data,
+    check_same_classes,
+    check_same_images,
+    describe_images,
+    unusual_size,
+)
+from experiments.run.inputs import eval_batches
+from experiments.run.overrides import override
+from lrnet_jax.data import InMemoryDataset, open_dataset
+
+
+def dataset(count=8, size=8, names=("a", "b"), digest=None):
+    images = np.zeros((count, size, size, 3), np.uint8)
+    labels = np.zeros(count, int)
+    scale = (1.0, 1.0, 1.0)
+    return InMemoryDataset(
+        "given", images, labels, images, labels, len(names), scale, scale, names, digest
+    )
+
+
+def config(**fields):
+    found = RECIPES["quickstart"]
+    for path, text in fields.items():
+        found = override(found, path.replace("__", "."), text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("fields", "data", "message"),
+    [
+        (
+            {},
+            dataset(63),
+            "train.batch_size 64 is larger than the data set, which has 63 training images; use at "
+            "most --config.train.batch_size=63",
+        ),
+        ({}, dataset(64, names=("a",)), "given has one class only, and a network learns to tell"),
+        (
+            {"model__in_channels": "1"},
+            dataset(64),
+            "model.in_channels 1 does not fit given, whose images are RGB; use --config.model.in_c",
+        ),
+    ],
+)
+def test_what_cannot_be_trained_on_is_refused(fields, data, message):
+    with pytest.raises(ConfigError) as raised:
+        check_data(config(**fields), data)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_batch_may_be_the_whole_data_set(capsys):
+    check_data(config(), dataset(64, size=28))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unusual_size_is_told(capsys):
+    """lrnet_small at 224 has 64 times the pixels."""
+    check_data(config(), dataset(64, size=224))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "warning: images of 224 x 224 are large for lrnet_small: its last map is"
+    )
+    assert "56 x 56, and a step takes about 64 times as long as at 28; use --config.data.im" in line
+
+
+@pytest.mark.parametrize("name", [n for n in RECIPES if not n.startswith("table")])
+def test_no_recipe_has_an_unusual_size(name):
+    recipe = RECIPES[name]
+    size = recipe.data.image_size or (28 if "fashion" in recipe.data.name else 224)
+    assert unusual_size(recipe, size) is None
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "part"),
+    [
+        ("lrnet_small", 64, None),
+        ("lrnet_small", 65, "large for lrnet_small: its last map is 17 x 17"),
+        ("resnet50", 448, None),
+        ("resnet50", 449, "large for resnet50: its last map is 15 x 15"),
+        ("resnet50", 96, None),
+        ("resnet50", 32, "small for resnet50: its last map is 1 x 1; use --config.data.image_size"),
+    ],
+)
+def test_which_sizes_are_unusual(network, size, part):
+    found = unusual_size(override(RECIPES["lrnet50"], "network", network), size)
+    assert found is None if part is None else part in found
+
+
+def test_a_run_is_not_resumed_with_other_images():
+    before = dataset(8, digest="one")
+    metadata = {"step": 12, "images": describe_images(before)}
+    check_same_images(metadata, dataset(8, digest="one"))
+    check_same_images({"step": 12}, before)  # of a checkpoint that does not say
+    for other in (dataset(8, digest="two"), dataset(9, digest="one")):
+        with pytest.raises(ConfigError, match="the images have changed since step 12, from 8"):
+            check_same_images(metadata, other)
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (("b", "a"), "the same names in another order"),
+        (("a", "c"), "missing b; unknown c"),
+        (("a",), "missing b"),
+        (("a", "b", "c", "d", "e", "f"), "unknown c, d, e, .."),
+    ],
+)
+def test_a_checkpoint_is_not_evaluated_on_other_classes(names, reason):
+    metadata = {"class_names": ["a", "b"], "num_classes": 2}
+    check_same_classes(metadata, dataset())
+    with pytest.raises(ConfigError) as raised:
+        check_same_classes(metadata, dataset(names=names))
+    assert str(raised.value).endswith(f"not those that the checkpoint was trained on: {reason}")
+
+
+def test_classes_without_names_are_counted():
+    unnamed = {"class_names": None, "num_classes": 2}
+    check_same_classes(unnamed, dataset())
+    with pytest.raises(ConfigError, match="1 classes instead of 2"):
+        check_same_classes(unnamed, dataset(names=("a",)))
+    check_same_classes(
+        {"class_names": ["a", "b"], "num_classes": 2},
+        dataclasses.replace(dataset(), class_names=None),
+    )
+
+
+def test_evaluation_takes_no_larger_batch_than_the_split():
+    """On four devices."""
+    (batch,) = eval_batches(dataset(9), 500)
+    assert batch["mask"].tolist() == [True] * 9 + [False] * 3
+    assert len(next(eval_batches(open_dataset("fashion_mnist_subset"), 500))["mask"]) == 500
