@@ -63,7 +63,7 @@ class Plan:
       strip: R, horizontally adjacent pixels of a lane.
       lanes: of a program; 32 times the number of warps.
       repeats: rounds of images that a program computes one after the other.
-      pairs: whether products of channels are summed as pairs, for GPUs that multiply pairs.
+      pairs: whether the GPU multiplies pairs of float32, and M is even.
     """
 
     batch: int
@@ -106,7 +106,7 @@ class Plan:
             batch, height, width, channels, min(spec.channels_per_group, channels),
             inputs.query.shape[-1], kh, kw, spec.stride, spec.similarity, float(spec.scale),
             spec.normalization == "softmax", inputs.prior is not None, (q, k, v), by_key, strip,
-            lanes, repeats, pairs,
+            lanes, repeats, pairs and min(spec.channels_per_group, channels) % 2 == 0,
         )  # fmt: skip
 
     @property

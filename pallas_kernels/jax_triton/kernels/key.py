@@ -15,6 +15,14 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats, load_words
+from pallas_kernels.jax_triton.kernels.pairs import (
+    add_weighted,
+    as_floats,
+    all_in_registers,
+    dot,
+    no_channels,
+    start_of_dot,
+)
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
     load_strip,
@@ -26,8 +34,6 @@ from pallas_kernels.jax_triton.kernels.places import lane_places, row_range, win
 from pallas_kernels.jax_triton.kernels.query import LOG2E, SHIFTED
 from pallas_kernels.jax_triton.kernels.taps import (
     accumulate,
-    add_weighted,
-    dot,
     exp2,
     logit,
     replaced,
@@ -122,7 +128,6 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     """Sums over the outputs whose windows contain a strip of keys, and stores both gradients."""
     R: tl.constexpr = P.strip
     D: tl.constexpr = P.depth
-    M: tl.constexpr = P.m
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
@@ -130,8 +135,8 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     image, row, group, _active = place
     zero = tl.zeros((P.lanes,), tl.float32)
     keys = load_strip(key, place, x0, 1, MASKED, P, FAST)
-    values = load_strip_channels(value, place, x0, MASKED, P)
-    key_sums, value_sums = ((zero,) * D,) * R, ((zero,) * M,) * R
+    values = all_in_registers(load_strip_channels(value, place, x0, MASKED, P), P)
+    key_sums, value_sums = ((zero,) * D,) * R, (no_channels(P),) * R
     for number in range(rows[0], rows[1]):
         yo = (row + P.top) // P.stride - number
         in_window = row + P.top - yo * P.stride
@@ -152,6 +157,7 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
                     largest = load_floats(
                         address_of(shift, index), 0 if MASKED else 4 * c * P.groups, 1, 1, "fp32"
                     )[0]
+            start = start_of_dot(start, P)
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
                     weight, slopes = logit(keys[i], q, priors[P.tap(c, i)], P, FAST)
@@ -166,9 +172,9 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
                         weight = masked(weight, exists, MASKED, P)
                         d_logit = masked(d_logit, exists, MASKED, P)
                     key_sums = replaced(key_sums, i, accumulate(key_sums[i], d_logit, slopes, P))
-                    value_sums = replaced(value_sums, i, add_weighted(weight, g, value_sums[i]))
+                    value_sums = replaced(value_sums, i, add_weighted(weight, g, value_sums[i], P))
     for i in tl.static_range(R):
         live = live_lanes(place, x0, i, MASKED, P)
         found = scaled(key_sums[i], P.gradient_factor(FAST))
         store_components(d_key, place, x0, i, found, 1, live, MASKED, P)
-        store_channels(d_value, place, x0, i, value_sums[i], live, MASKED, P)
+        store_channels(d_value, place, x0, i, as_floats(value_sums[i], P), live, MASKED, P)

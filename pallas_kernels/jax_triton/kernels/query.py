@@ -24,6 +24,7 @@ from pallas_kernels.jax_triton.kernels.memory import (
     store_floats,
     store_words,
 )
+from pallas_kernels.jax_triton.kernels.pairs import all_in_registers, dot, in_registers, start_of_dot
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
     load_number,
@@ -35,7 +36,6 @@ from pallas_kernels.jax_triton.kernels.pixels import (
 from pallas_kernels.jax_triton.kernels.places import lane_places, window_priors, window_rows
 from pallas_kernels.jax_triton.kernels.taps import (
     accumulate,
-    dot,
     exp2,
     imprecise,
     logit,
@@ -161,7 +161,7 @@ def one_strip(arrays, place, rows, x0, columns, lane, CASE: tl.constexpr, P: tl.
             shifted |= imprecise(queries[i], P)
             wide = (f < MIN_FACTOR) | (f > MAX_FACTOR) | (f != f)
             here = tl.maximum(here, tl.where(shifted, SHIFTED, tl.where(wide, WIDE_FACTOR, PLAIN)))
-            start = -dot(g[i], y[i], zero, P)
+            start = -dot(in_registers(g[i], P), in_registers(y[i], P), start_of_dot(zero, P), P)
             store_numbers(pairs, place, x0, i, (f, start), live, MASKED, P)
             starts = replaced(starts, i, start * f)
             g = replaced(g, i, scaled(g[i], f))
@@ -202,6 +202,10 @@ def gather(
             live = live_lanes(place, x0, i, MASKED, P).to(tl.float32)
             g = replaced(g, i, scaled(g[i], live))
             starts = replaced(starts, i, starts[i] * live)
+    g = all_in_registers(g, P)
+    first_terms = ()
+    for i in tl.static_range(R):
+        first_terms += (start_of_dot(starts[i], P),)
     sums = ((zero,) * D,) * R
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
@@ -214,7 +218,7 @@ def gather(
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
                     weight, slopes = logit(queries[i], k, priors[P.tap(c, i)], P, True)
-                    d_logit = dot(g[i], v, starts[i], P)
+                    d_logit = dot(g[i], v, first_terms[i], P)
                     if P.softmax:
                         d_logit = exp2(weight) * d_logit
                     d_logit = masked(d_logit, exists, MASKED, P)
@@ -245,9 +249,9 @@ def exact_pixel(arrays, place, rows, x0, columns, lane, P: tl.constexpr):
     zero = tl.zeros((P.lanes,), tl.float32)
     live = live_lanes(place, x0, 0, True, P)
     q = load_strip(query, place, x0, 0, True, P, False)[0]
-    g = load_strip_channels(d_out, place, x0, True, P)[0]
-    y = load_strip_channels(out, place, x0, True, P)[0]
-    start = -dot(g, y, zero, P)
+    g = in_registers(load_strip_channels(d_out, place, x0, True, P)[0], P)
+    y = in_registers(load_strip_channels(out, place, x0, True, P)[0], P)
+    start = start_of_dot(-dot(g, y, start_of_dot(zero, P), P), P)
     f = load_number(factor, place, x0, 0, True, P)
     largest = load_number(shift, place, x0, 0, True, P)
     sums = (zero,) * D

@@ -83,27 +83,6 @@ def imprecise(mine, P: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, start, P: tl.constexpr):
-    """The start plus the products of a lane's channels: a chain of fused multiply-adds.
-
-    For a GPU that multiplies pairs, they are two chains.
-    """
-    M: tl.constexpr = P.m
-    found = start
-    if P.pairs and M > 1:
-        odd = a[1] * b[1]
-        for j in tl.static_range(0, M, 2):
-            found = tl.fma(a[j], b[j], found)
-            if j + 1 < M and j > 0:
-                odd = tl.fma(a[j + 1], b[j + 1], odd)
-        found += odd
-    else:
-        for j in tl.static_range(M):
-            found = tl.fma(a[j], b[j], found)
-    return found
-
-
-@triton.jit
 def accumulate(sums, d_logit, slopes, P: tl.constexpr):
     """The gradient of the side that stays in registers plus one tap, but for `gradient_factor`."""
     D: tl.constexpr = P.depth
@@ -124,15 +103,6 @@ def scaled(x, factor):
     found = ()
     for j in tl.static_range(len(x)):
         found += (x[j] * factor,)
-    return found
-
-
-@triton.jit
-def add_weighted(weight, x, sums):
-    """The sums plus weight * x, for each channel."""
-    found = ()
-    for j in tl.static_range(len(x)):
-        found += (tl.fma(weight, x[j], sums[j]),)
     return found
 
 

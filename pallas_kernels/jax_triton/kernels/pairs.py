@@ -1,0 +1,128 @@
+"""Channels in registers: float32 or, on GPUs that have the instructions for it, pairs of float32.
+
+A GPU of compute capability 10.0 multiplies and adds two float32 at a time, if they are in neighbouring
+registers. Such a pair is a word of 64 bits here, so that LLVM does not take it apart. `Plan.pairs` says
+which of the two a kernel uses. A lane's channels are a tuple of M float32 or of M / 2 pairs.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def pair(low, high):
+    """Two float32 as one word of 64 bits."""
+    return tl.inline_asm_elementwise(
+        "mov.b64 $0, {$1, $2};", "=l,f,f", [low, high], tl.int64, True, 1
+    )
+
+
+@triton.jit
+def halves(x):
+    """The two float32 of a pair."""
+    return tl.inline_asm_elementwise(
+        "mov.b64 {$0, $1}, $2;", "=f,=f,l", [x], (tl.float32, tl.float32), True, 1
+    )
+
+
+@triton.jit
+def sum_of_halves(x):
+    """The sum of the two float32 of a pair. LLVM would move them about to add two sums at a time."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 a, b; mov.b64 {a, b}, $1; add.rn.f32 $0, a, b; }",
+        "=f,l",
+        [x],
+        tl.float32,
+        True,
+        1,
+    )
+
+
+@triton.jit
+def fma_pairs(a, b, c):
+    """The sums a * b + c of pairs, each rounded once."""
+    return tl.inline_asm_elementwise(
+        "fma.rn.f32x2 $0, $1, $2, $3;", "=l,l,l,l", [a, b, c], tl.int64, True, 1
+    )
+
+
+@triton.jit
+def in_registers(x, P: tl.constexpr):
+    """Channels as the kernels compute with them, from a tuple of M float32."""
+    M: tl.constexpr = P.m
+    found = x
+    if P.pairs:
+        found = ()
+        for j in tl.static_range(0, M, 2):
+            found += (pair(x[j], x[j + 1]),)
+    return found
+
+
+@triton.jit
+def all_in_registers(pixels, P: tl.constexpr):
+    """`in_registers` for every pixel of a strip."""
+    found = ()
+    for i in tl.static_range(len(pixels)):
+        found += (in_registers(pixels[i], P),)
+    return found
+
+
+@triton.jit
+def as_floats(x, P: tl.constexpr):
+    """The M float32 of channels."""
+    found = x
+    if P.pairs:
+        found = ()
+        for j in tl.static_range(len(x)):
+            found += halves(x[j])
+    return found
+
+
+@triton.jit
+def no_channels(P: tl.constexpr):
+    """Channels that are all 0."""
+    M: tl.constexpr = P.m
+    half: tl.constexpr = P.m // 2
+    if P.pairs:
+        found = (tl.zeros((P.lanes,), tl.int64),) * half
+    else:
+        found = (tl.zeros((P.lanes,), tl.float32),) * M
+    return found
+
+
+@triton.jit
+def add_weighted(weight, x, sums, P: tl.constexpr):
+    """The sums plus weight * x, for each channel."""
+    found = ()
+    if P.pairs:
+        both = pair(weight, weight)
+        for j in tl.static_range(len(x)):
+            found += (fma_pairs(both, x[j], sums[j]),)
+    else:
+        for j in tl.static_range(len(x)):
+            found += (tl.fma(weight, x[j], sums[j]),)
+    return found
+
+
+@triton.jit
+def start_of_dot(start, P: tl.constexpr):
+    """The number that `dot` begins with, as it takes it: once for all taps that share it."""
+    found = start
+    if P.pairs:
+        found = pair(start, tl.zeros_like(start))
+    return found
+
+
+@triton.jit
+def dot(a, b, start, P: tl.constexpr):
+    """The start plus the products of channels, as a chain of fused multiply-adds."""
+    found = start
+    if P.pairs:
+        for j in tl.static_range(len(a)):
+            found = fma_pairs(a[j], b[j], found)
+        total = sum_of_halves(found)
+    else:
+        for j in tl.static_range(len(a)):
+            found = tl.fma(a[j], b[j], found)
+        total = found
+    return total
