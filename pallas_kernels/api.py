@@ -31,7 +31,13 @@ from typing import Literal, NamedTuple
 import jax
 
 from pallas_kernels import jax_triton, native, pallas, pallas_interpret, reference, xla
-from pallas_kernels.platform_switch import PyTreeFunction, by_platform, current_platform, vary_alike
+from pallas_kernels.platform_switch import (
+    PyTreeFunction,
+    by_platform,
+    compute_capability,
+    current_platform,
+    vary_alike,
+)
 from pallas_kernels.spec import (
     Implementation,
     Inputs,
@@ -53,8 +59,12 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 # What `implementation=None` runs: on each platform the first of these that supports the problem,
 # and the default everywhere else.
-PREFERRED = {"cuda": ("pallas",)}
+PREFERRED = {"cuda": ("pallas", "jax_triton")}
 DEFAULT = "xla"
+
+# The order on a GPU of at least this compute capability. It multiplies and adds pairs of float32,
+# and jax_triton then issues a fifth fewer instructions (docs/gpu_kernels.md).
+PAIRS_FROM, PREFERRED_WITH_PAIRS = 10.0, ("jax_triton", "pallas")
 
 # JAX differentiates these itself, so that forward mode works too. The others run inside a
 # custom_vjp with their own backward pass.
@@ -114,7 +124,8 @@ def local_relation(
       scale: finite number multiplying Phi, not the prior.
       normalization: "softmax" over the taps, or "none": the logit itself is the weight.
       implementation: a name of `IMPLEMENTATIONS`, or None. None works everywhere and is decided
-        when the program is lowered: pallas for a GPU that runs it, xla otherwise. A named one
+        when the program is lowered: for a GPU the first of pallas and jax_triton that runs it, xla
+        otherwise. A named one
         that cannot run here raises an error with the reason.
 
     Returns:
@@ -186,10 +197,17 @@ def _choose(spec: Spec, inputs: Inputs, implementation: str | None) -> Choice:
     return Choice(implementation)
 
 
+def preferred(platform: str) -> tuple[str, ...]:
+    """What `implementation=None` runs on a platform: the first one that can."""
+    if platform == "cuda" and (compute_capability() or 0.0) >= PAIRS_FROM:
+        return PREFERRED_WITH_PAIRS
+    return PREFERRED.get(platform, ())
+
+
 def _preferred(platform: str, spec: Spec, inputs: Inputs) -> str | None:
     """The first preferred implementation that can run on a platform."""
     here = platform == current_platform()  # else the program is compiled for another machine
-    for name in PREFERRED[platform]:
+    for name in preferred(platform):
         module = IMPLEMENTATIONS[name]
         if module.unsupported(spec, inputs) is None and not (here and module.unavailable()):
             return name

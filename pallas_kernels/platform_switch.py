@@ -41,6 +41,14 @@ def current_platform() -> str:
     return "cuda" if backend == "gpu" else backend
 
 
+def compute_capability() -> float | None:
+    """The compute capability of the NVIDIA GPU that JAX computes on, such as 9.0; None without."""
+    if current_platform() != "cuda":
+        return None
+    found = getattr(jax.devices()[0], "compute_capability", None)
+    return None if found is None else float(found)
+
+
 def by_platform(default: PyTreeFunction, **platforms: PyTreeFunction) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
 
@@ -100,7 +108,15 @@ def _abstract(*avals: Any, default: FlatFunction, choices: Choices) -> Any:
     axes = _varying(avals)
     kind = avals[0].manual_axis_type.update(varying=axes) if axes else None
     results = jax.make_jaxpr(default)(*(_plain(x) for x in avals)).out_avals
-    return [x.update_manual_axis_type(kind) if kind else x for x in results]
+    return [_on_mesh(x, avals[0]).update_manual_axis_type(kind) if kind else x for x in results]
+
+
+def _on_mesh(aval: Any, like: Any) -> Any:
+    """The aval with the mesh of another one; jax-triton's results have none."""
+    if not aval.sharding.mesh.empty:
+        return aval
+    spec = jax.P(*(None,) * aval.ndim)
+    return aval.update(sharding=jax.sharding.NamedSharding(like.sharding.mesh, spec))
 
 
 def _plain(aval: Any) -> Any:

@@ -83,7 +83,7 @@ def check_operator() -> Iterator[Finding]:
         inputs = layer.abstract_inputs("float32")
         supports.append(api.implementations(*inputs, **layer.options))
     platform_name = "cuda" if jax.default_backend() == "gpu" else jax.default_backend()
-    wanted = api.PREFERRED.get(platform_name, ())
+    wanted = api.preferred(platform_name)
     chosen = Counter(
         next((name for name in wanted if support[name].runs), api.DEFAULT) for support in supports
     )

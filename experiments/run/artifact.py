@@ -18,7 +18,8 @@ from experiments.report import model_card
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.functional import split
 from lrnet_jax.training.checkpoint_saver import write_model
-from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu
+from pallas_kernels import jax_triton, pallas
+from pallas_kernels.pallas import absent_gpu
 
 MODULE = "network.stablehlo"
 PLATFORMS = ("cpu", "cuda")
@@ -114,7 +115,7 @@ def _write_module(
     exporter = jax_export.export(
         jax.jit(_network_function(model, metadata)),
         platforms=PLATFORMS,
-        disabled_checks=EXPORT_CHECKS,
+        disabled_checks=(*pallas.EXPORT_CHECKS, *jax_triton.EXPORT_CHECKS),
     )
     with absent_gpu():
         artifact = exporter(jax.ShapeDtypeStruct(shape, np.uint8))

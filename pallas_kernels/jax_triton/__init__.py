@@ -11,9 +11,10 @@ import math
 
 import jax
 import numpy as np
+from jax import export
 
 from pallas_kernels.jax_triton import launch, stack
-from pallas_kernels.platform_switch import current_platform
+from pallas_kernels.platform_switch import compute_capability, current_platform
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
 DESCRIPTION = "fused kernels on this GPU, in the Triton language"
@@ -25,11 +26,24 @@ MAX_STRIDE = 2
 MAX_ELEMENTS = 2**31 - 2**20  # indices have 32 bits and reach a little beyond the last element
 
 
+# As `pallas.EXPORT_CHECKS`, for the custom calls of jax-triton 0.3 and 0.4.
+EXPORT_CHECKS = tuple(
+    export.DisabledSafetyCheck.custom_call(name)
+    for name in ("triton_kernel_call", "triton_kernel_call_ffi")
+)
+
+
 def unsupported(spec: Spec, inputs: Inputs) -> str | None:
     """Why the kernels cannot run a problem on any GPU, with the mend; None if they can.
 
-    The inputs may be `jax.ShapeDtypeStruct`s.
+    Without the packages that compile them, they cannot run on a GPU elsewhere either. The inputs
+    may be `jax.ShapeDtypeStruct`s.
     """
+    return beyond_limits(spec, inputs) or stack.missing()
+
+
+def beyond_limits(spec: Spec, inputs: Inputs) -> str | None:
+    """Why the kernels have no code for a problem, with the mend; None if they have."""
     for name, array in inputs._asdict().items():
         if array is None:
             continue
@@ -59,14 +73,13 @@ def unavailable() -> str | None:
     platform = current_platform()
     if platform != "cuda":
         return f"JAX computes on {platform} here and the kernels need an NVIDIA GPU; use 'xla'"
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    if capability is None or float(capability) < 8.0:
+    capability = compute_capability()
+    if capability is None or capability < 8.0:
         return (
-            f"{device.device_kind} has compute capability {capability} and the kernels need 8.0 "
-            "(Ampere); use 'xla'"
+            f"{jax.devices()[0].device_kind} has compute capability {capability} and the kernels "
+            "need 8.0 (Ampere); use 'xla'"
         )
-    return stack.missing()
+    return None
 
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:

@@ -15,10 +15,12 @@ from typing import Any
 
 import jax
 
-from pallas_kernels.platform_switch import current_platform
+from pallas_kernels.platform_switch import compute_capability
 
 INSTALL = "pip install 'lrnet-jax[cuda12]' (or cuda13)"
 PACKAGES = ("triton", "jax_triton")
+# One of them tells jax-triton how to describe a call to XLA.
+PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # Code for the oldest GPU that the kernels support runs on all newer ones too.
 OLDEST = 80
 # PTX versions that every assembler since CUDA 12.0 (sm_100: 12.9) reads. Triton would write its
@@ -28,11 +30,14 @@ PTX_VERSION = {"old": 80, "blackwell": 88}
 _target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
 
 
+@functools.cache
 def missing() -> str | None:
     """Which package is not installed, with the command that installs it; None if all are."""
     for name in PACKAGES:
         if importlib.util.find_spec(name) is None:
             return f"the package {name.replace('_', '-')} is not installed; {INSTALL}, or use 'xla'"
+    if not any(importlib.util.find_spec(name) for name in PLUGINS):
+        return f"JAX has no CUDA plugin here; {INSTALL}, or use 'xla'"
     return None
 
 
@@ -44,20 +49,17 @@ def capability() -> int:
     chosen = _target.get()
     if chosen is not None:
         return chosen
-    if current_platform() == "cuda":
-        found = getattr(jax.devices()[0], "compute_capability", None)
-        if found is not None:
-            return round(10 * float(found))
-    return OLDEST
+    here = compute_capability()
+    return OLDEST if here is None else round(10 * here)
 
 
 @contextlib.contextmanager
-def target(compute_capability: int) -> Iterator[None]:
+def target(capability: int) -> Iterator[None]:
     """Compiles for a GPU that need not be here: 80, 90 or 100, for example.
 
     JAX reuses what it has traced: pass it a new function object for each GPU.
     """
-    token = _target.set(compute_capability)
+    token = _target.set(capability)
     try:
         yield
     finally:

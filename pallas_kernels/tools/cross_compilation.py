@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -123,12 +123,12 @@ class Kernel:
         return blocks * self.warps
 
 
-def missing() -> str | None:
-    """Why nothing can be compiled here, or None."""
+def missing(tools: Sequence[str] = ("ptxas", "nvdisasm")) -> str | None:
+    """Why nothing can be compiled here with these tools of NVIDIA, or None."""
     version = "cuda12" if _find_spec("jax_plugins.xla_cuda12") else "cuda13"
     if not _find_spec(f"jax_plugins.xla_{version}"):
         return f"the CUDA plugin of JAX is not installed; {INSTALL}"
-    for tool in ("ptxas", "nvdisasm"):
+    for tool in tools:
         if _tool(tool) is None:
             return f"{tool} was not found; {INSTALL}"
     return None

@@ -171,7 +171,6 @@ def exact_pass(arrays, place, rows, P: tl.constexpr):
 
     It runs rarely, so it is written to be small and not fast.
     """
-    M: tl.constexpr = P.m
     query, key, value, prior, _, _, _ = arrays
     image, row, group, _active = place
     zero = tl.zeros((P.lanes,), tl.float32)

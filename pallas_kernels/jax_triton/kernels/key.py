@@ -17,8 +17,8 @@ import triton.language as tl
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats, load_words
 from pallas_kernels.jax_triton.kernels.pairs import (
     add_weighted,
-    as_floats,
     all_in_registers,
+    as_floats,
     dot,
     no_channels,
     start_of_dot,

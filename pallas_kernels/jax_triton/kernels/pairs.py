@@ -1,8 +1,9 @@
 """Channels in registers: float32 or, on GPUs that have the instructions for it, pairs of float32.
 
-A GPU of compute capability 10.0 multiplies and adds two float32 at a time, if they are in neighbouring
-registers. Such a pair is a word of 64 bits here, so that LLVM does not take it apart. `Plan.pairs` says
-which of the two a kernel uses. A lane's channels are a tuple of M float32 or of M / 2 pairs.
+A GPU of compute capability 10.0 multiplies and adds two float32 at a time, if they are in
+neighbouring registers. Such a pair is a word of 64 bits here, so that LLVM does not take it apart.
+`Plan.pairs` says which of the two a kernel uses. A lane's channels are a tuple of M float32 or of
+M / 2 pairs.
 """
 
 import triton
@@ -27,7 +28,7 @@ def halves(x):
 
 @triton.jit
 def sum_of_halves(x):
-    """The sum of the two float32 of a pair. LLVM would move them about to add two sums at a time."""
+    """The sum of the halves of a pair. LLVM would move them about to add two sums at a time."""
     return tl.inline_asm_elementwise(
         "{ .reg .f32 a, b; mov.b64 {a, b}, $1; add.rn.f32 $0, a, b; }",
         "=f,l",

@@ -24,7 +24,12 @@ from pallas_kernels.jax_triton.kernels.memory import (
     store_floats,
     store_words,
 )
-from pallas_kernels.jax_triton.kernels.pairs import all_in_registers, dot, in_registers, start_of_dot
+from pallas_kernels.jax_triton.kernels.pairs import (
+    all_in_registers,
+    dot,
+    in_registers,
+    start_of_dot,
+)
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
     load_number,

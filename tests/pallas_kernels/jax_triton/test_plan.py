@@ -6,8 +6,8 @@ import importlib.util
 import jax.numpy as jnp
 import pytest
 
-from pallas_kernels import implementations, local_relation
-from pallas_kernels.jax_triton import stack, unsupported
+from pallas_kernels import api, implementations, local_relation, pallas
+from pallas_kernels.jax_triton import beyond_limits, stack
 from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
@@ -24,7 +24,7 @@ def plan(shape, dtype=jnp.bfloat16, by_key=False, strip=None):
     return Plan.of(shape.spec, inputs, by_key=by_key, strip=strip)
 
 
-RUN = [s for s in SHAPES.values() if unsupported(s.spec, s.abstract_inputs(jnp.float32)) is None]
+RUN = [s for s in SHAPES.values() if beyond_limits(s.spec, s.abstract_inputs(jnp.float32)) is None]
 
 
 @pytest.mark.parametrize("by_key", [False, True])
@@ -80,7 +80,7 @@ def test_a_vector_stays_in_its_group():
 )
 def test_what_the_kernels_do_not_run(change, message):
     shape = dataclasses.replace(SMALL, channels=34, spec=dataclasses.replace(SMALL.spec, **change))
-    assert unsupported(shape.spec, shape.abstract_inputs(jnp.float32)).startswith(message)
+    assert beyond_limits(shape.spec, shape.abstract_inputs(jnp.float32)).startswith(message)
     # The default runs it all the same.
     assert local_relation(*make_inputs(shape), **shape.options).shape == shape.out
 
@@ -88,17 +88,50 @@ def test_what_the_kernels_do_not_run(change, message):
 def test_here_it_says_what_is_missing():
     support = implementations(*make_inputs(SMALL), **SMALL.options)["jax_triton"]
     assert not support.runs
-    assert "the kernels need an NVIDIA GPU; use 'xla'" in support.reason
+    reasons = ("the kernels need an NVIDIA GPU; use 'xla'", "is not installed; pip install")
+    assert any(reason in support.reason for reason in reasons)
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "jax_triton" else found("jax")
-    )
-    assert stack.missing().startswith(
+    here = {"triton"}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in here or None)
+    assert stack.missing.__wrapped__().startswith(
         "the package jax-triton is not installed; pip install 'lrnet-jax[cuda12]'"
     )
+    here |= {"jax_triton"}
+    assert stack.missing.__wrapped__().startswith("JAX has no CUDA plugin here; pip install")
+    here |= {"jax_cuda13_plugin"}
+    assert stack.missing.__wrapped__() is None
+
+
+class TestDefault:
+    """What `implementation=None` takes for a GPU."""
+
+    def chosen(self, shape=SMALL):
+        return dict(api._choose(shape.spec, make_inputs(shape), None).by_platform).get("cuda")
+
+    def test_pallas_where_jax_has_it(self, monkeypatch):
+        monkeypatch.setattr(stack, "missing", lambda: None)
+        assert self.chosen() == "pallas"
+
+    def test_jax_triton_where_it_has_not(self, monkeypatch):
+        monkeypatch.setattr(pallas, "_backend_gone", lambda: "JAX has no Pallas-Triton")
+        monkeypatch.setattr(stack, "missing", lambda: None)
+        assert self.chosen() == "jax_triton"
+        dilated = dataclasses.replace(SMALL, spec=dataclasses.replace(SMALL.spec, dilation=2))
+        assert self.chosen(dilated) is None  # xla then, as on every other platform
+
+    def test_xla_without_the_packages_either(self, monkeypatch):
+        monkeypatch.setattr(pallas, "_backend_gone", lambda: "JAX has no Pallas-Triton")
+        monkeypatch.setattr(stack, "missing", lambda: "the package triton is not installed")
+        assert self.chosen() is None
+
+    @pytest.mark.parametrize(("capability", "first"), [(9.0, "pallas"), (10.0, "jax_triton")])
+    def test_what_a_gpu_prefers(self, monkeypatch, capability, first):
+        monkeypatch.setattr(api, "compute_capability", lambda: capability)
+        assert api.preferred("cuda")[0] == first
+        monkeypatch.setattr(stack, "missing", lambda: None)
+        assert self.chosen() == first
 
 
 def test_without_a_gpu_code_is_for_the_oldest():
