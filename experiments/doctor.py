@@ -18,6 +18,7 @@ from experiments.cli import command_line
 from experiments.cli.stdout import print_lines
 from experiments.report import machine_checks, software_checks
 from experiments.report.diagnosis import Check, as_json, as_text, examine
+from experiments.run import device_settings
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -34,11 +35,15 @@ def main(options: flags.FlagValues) -> int:
     """Prints the findings; the exit code is 1 if something is broken."""
     runs = pathlib.Path(options.runs)
     variables = list(software_checks.check_variables())  # as the user has set them
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    names = ("XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+    memory = [os.environ.get(name) for name in names]
+    device_settings.share_gpu()
     checks: dict[str, Check] = {
         "versions": software_checks.check_versions,
         "devices": software_checks.check_devices,
         "operator": software_checks.check_operator,
+        "programs": software_checks.check_programs,
+        "GPU memory": functools.partial(software_checks.check_preallocation, *memory),
         "environment": lambda: variables,
         "data": functools.partial(machine_checks.check_data, options.data_dir),
         "disk": functools.partial(machine_checks.check_disks, runs),

@@ -24,7 +24,7 @@ from absl import flags
 
 import lrnet_jax
 from experiments import config as configs
-from experiments.cli import attack_flags, command_line, run_flags
+from experiments.cli import attack_flags, command_line, device_flags, run_flags
 from experiments.config import Config, ConfigError
 from experiments.run import attacks
 from experiments.run.attacks import Plan
@@ -57,12 +57,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         lower_bound=1, flag_values=flag_values,
     )  # fmt: skip
     attack_flags.define_flags(flag_values)
+    device_flags.define_flags(flag_values)
 
 
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     path = run_flags.chosen_run(options)
     plan = attack_flags.chosen_plan(options)
+    device_flags.apply(options, beside_training=True)
     checkpoint = open_checkpoint(
         path, data_dir=options.data_dir, batch_size=options.batch_size, ema=options.ema
     )
@@ -142,7 +144,10 @@ def open_checkpoint(
 def evaluate_checkpoint(checkpoint: Checkpoint) -> Scores:
     """Top-1, top-5 and loss of a checkpoint on the whole evaluation split."""
     normalize = make_normalize(checkpoint.config, checkpoint.dataset)
-    step = parallel(steps.eval_step(checkpoint.functional, normalize))
+    step = parallel(
+        steps.eval_step(checkpoint.functional, normalize),
+        precision=checkpoint.config.train.precision,
+    )
     batches = eval_batches(checkpoint.dataset, checkpoint.batch_size)
     return Scores.at_step(checkpoint.step, evaluate(step, checkpoint.variables, batches))
 
@@ -151,7 +156,10 @@ def attack_checkpoint(checkpoint: Checkpoint, plan: Plan) -> list[AttackedScores
     """The same under an attack, for each of its budgets."""
     normalize = make_normalize(checkpoint.config, checkpoint.dataset)
     attacked_step = attacks.parallel_step(
-        checkpoint.functional, normalize, targeted=plan.kind == "targeted"
+        checkpoint.functional,
+        normalize,
+        targeted=plan.kind == "targeted",
+        precision=checkpoint.config.train.precision,
     )
     batches = functools.partial(
         eval_batches, checkpoint.dataset, checkpoint.batch_size, with_index=True

@@ -24,7 +24,7 @@ from absl import flags
 from tqdm import tqdm
 
 import lrnet_jax
-from experiments.cli import command_line, run_flags
+from experiments.cli import command_line, device_flags, run_flags
 from experiments.config import ConfigError
 from experiments.report import prediction_text
 from experiments.report.prediction_page import open_predictions
@@ -42,6 +42,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         command_line.ARGUMENTS, [], "Image files, and folders of images.", flag_values=flag_values
     )
     run_flags.define_flags(flag_values)
+    device_flags.define_flags(flag_values)
     flags.DEFINE_integer(
         "top", 5, "Classes shown for each image.", lower_bound=1, flag_values=flag_values
     )
@@ -50,7 +51,8 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_string("html", None, "Also write this page.", flag_values=flag_values)
     flags.DEFINE_boolean(
         "maps", False,
-        "Add geometric priors and query and key maps to the page; pip install -e .[figures].",
+        "Add geometric priors and query and key maps to the page; needs matplotlib, "
+        "python -m pip install -e '.[figures]'.",
         flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_integer(
@@ -72,6 +74,7 @@ def main(options: flags.FlagValues) -> int:
     if options.maps and not options.html:
         raise ConfigError("--maps is for a page; add --html=FILE")
     files = list_files(options[command_line.ARGUMENTS].value or ())
+    device_flags.apply(options, beside_training=True)
     classifier = lrnet_jax.load_classifier(run, ema=options.ema)
     for message in classifier.metadata["damaged"]:
         print(f"{message}; step {classifier.metadata['step']} is used", file=sys.stderr)

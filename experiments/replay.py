@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments.cli import command_line
+from experiments.cli import command_line, device_flags
 from experiments.config import Config, ConfigError
 from experiments.run.assemble import Run, assemble
 from experiments.run.inputs import open_data
@@ -34,11 +34,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "bad_step", None, "The folder that the run printed: WORKDIR/bad_step/NUMBER.",
         flag_values=flag_values,
     )  # fmt: skip
+    device_flags.define_flags(flag_values)
 
 
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     folder = command_line.require(options, "bad_step", "runs/lrnet50/bad_step/4711")
+    device_flags.apply(options)
     for line in replay(pathlib.Path(folder)):
         print(line)
 

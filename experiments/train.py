@@ -22,7 +22,7 @@ import time
 from absl import flags
 
 from experiments import config as configs
-from experiments.cli import command_line, config_flags, distributed_flags
+from experiments.cli import command_line, config_flags, device_flags, distributed_flags
 from experiments.cli.stdout import print_lines, survive_closed_pipes
 from experiments.config import Config, ConfigError
 from experiments.run import machine, pasteable
@@ -52,6 +52,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )  # fmt: skip
     distributed_flags.define_flags(flag_values)
+    device_flags.define_flags(flag_values)
 
 
 def main(options: flags.FlagValues) -> None:
@@ -61,6 +62,7 @@ def main(options: flags.FlagValues) -> None:
         return
     survive_closed_pipes()
     config = _forked(options) if options.fork_from else config_flags.chosen_config(options)
+    device_flags.apply(options)
     distributed_flags.join(options)
     if processes.is_first() and (warning := machine.idle_gpus()):
         print(f"warning: {warning}", flush=True)

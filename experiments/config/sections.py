@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
+from lrnet_jax.training.devices import Precision, Way
 from lrnet_jax.training.optimizer import Decay, OptimizerName
 
 # Metadata of fields. Those marked free change nothing of what a run computes, or only its rounding:
@@ -209,6 +210,10 @@ class Train:
         0 for none. 0.9999 averages over some 10,000 steps.
       drop_path: probability that an image skips the last residual block in training; it falls
         linearly to the first block. 0 for none.
+      parallel: how a step runs on several devices, "pmap" or "shard_map". The numbers are the same
+        but for rounding.
+      precision: of products of float32 arrays on a GPU, "float32" or "tf32", which is faster and
+        keeps 11 bits of each factor.
       log_every: steps between fetches of the metrics from the device. Every step is logged, but
         the values are fetched only once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.
@@ -230,6 +235,8 @@ class Train:
     sync_batch_norm: bool = False
     ema_decay: float = 0.0
     drop_path: float = 0.0
+    parallel: Way = dataclasses.field(default="pmap", metadata=FREE)
+    precision: Precision = "float32"
     log_every: int = dataclasses.field(default=50, metadata=FREE)
     checkpoint_every: int = dataclasses.field(default=1000, metadata=FREE)
     checkpoint_minutes: float = dataclasses.field(default=10.0, metadata=FREE)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import pathlib
 import platform
 import subprocess
 from collections import Counter
@@ -11,7 +12,7 @@ import jax
 
 import lrnet_jax
 from experiments.report.diagnosis import Finding
-from experiments.run import machine, pasteable
+from experiments.run import device_settings, machine, pasteable
 from pallas_kernels import api
 from pallas_kernels.tools import shapes
 
@@ -97,6 +98,44 @@ def check_operator() -> Iterator[Finding]:
         refusals = {support[name].reason for support in supports if not support[name].runs}
         if name not in chosen and refusals:
             yield Finding("operator", "ok", f"not {name}: {'; '.join(sorted(refusals))}")
+
+
+def check_programs() -> Iterator[Finding]:
+    """Where compiled programs are kept, memory of a GPU, and precision of products."""
+    kept = device_settings.option("jax_compilation_cache_dir")
+    folder = pathlib.Path(kept) if kept else device_settings.default_cache()
+    files = [path for path in folder.glob("*") if path.is_file()] if folder.exists() else []
+    size = sum(path.stat().st_size for path in files) / device_settings.GIB
+    text = f"{len(files)} files, {size:.2f} GiB of at most {device_settings.MAX_CACHE >> 30} GiB"
+    if not device_settings.option("jax_enable_compilation_cache"):
+        mend = "unset JAX_ENABLE_COMPILATION_CACHE"
+        yield Finding("programs", "attention", "compiled programs are not kept", mend)
+    else:
+        yield Finding("programs", "ok", f"compiled programs are kept in {folder}: {text}")
+    if jax.default_backend() == "cpu":
+        yield Finding("precision", "ok", "a CPU multiplies float32 in float32")
+        return
+    text = "training multiplies float32 in float32; train.precision=tf32 is faster and less precise"
+    if os.environ.get("NVIDIA_TF32_OVERRIDE") == "1":
+        mend = "unset NVIDIA_TF32_OVERRIDE"
+        yield Finding("precision", "attention", "NVIDIA_TF32_OVERRIDE=1 makes all of it tf32", mend)
+    else:
+        yield Finding("precision", "ok", text)
+
+
+def check_preallocation(preallocate: str | None, fraction: str | None) -> Iterator[Finding]:
+    """How much of a GPU a training takes at its start.
+
+    Args:
+      preallocate: XLA_PYTHON_CLIENT_PREALLOCATE as the user has set it.
+      fraction: the same of XLA_PYTHON_CLIENT_MEM_FRACTION.
+    """
+    if preallocate is not None and preallocate.lower() in ("false", "0"):
+        text = "a training takes memory as it needs it (XLA_PYTHON_CLIENT_PREALLOCATE)"
+    else:
+        share = f"{100 * float(fraction or 0.75):.0f} %"
+        text = f"a training takes {share} of each GPU at its start; evaluate and predict do not"
+    yield Finding("GPU memory", "ok", text)
 
 
 def check_variables() -> Iterator[Finding]:

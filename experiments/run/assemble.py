@@ -90,10 +90,11 @@ def assemble(config: Config, dataset: Dataset) -> Run:
     )
     has_ema = config.train.ema_decay > 0
     state = init_state(params, batch_stats, optimizer, config.seed, ema=has_ema)
+    ways: Any = {"way": config.train.parallel, "precision": config.train.precision}
     return Run(
         state=replicate(state),
-        train_step=parallel(train_step, donate=True),
-        eval_step=parallel(steps.eval_step(functional, normalize)),
+        train_step=parallel(train_step, donate=True, **ways),
+        eval_step=parallel(steps.eval_step(functional, normalize), **ways),
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         metadata=_metadata(config, dataset),

@@ -15,7 +15,7 @@ from lrnet_jax.functional import Functional, Variables
 from lrnet_jax.training import steps
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.attack import Budget, attack_network, attacked_eval_step
-from lrnet_jax.training.devices import DeviceBatch, parallel, replicate
+from lrnet_jax.training.devices import DeviceBatch, Precision, parallel, replicate
 from lrnet_jax.training.evaluation import evaluate
 from lrnet_jax.training.steps import Sums
 
@@ -52,10 +52,12 @@ def parallel_step(
     normalize: Callable[[jax.Array], jax.Array],
     *,
     targeted: bool,
+    precision: Precision = "float32",
 ) -> AttackedStep:
     """The attacked evaluation step on all devices; one compiled program for every budget."""
     attack = attack_network(functional, normalize, targeted=targeted)
-    return parallel(attacked_eval_step(steps.eval_step(functional, normalize), attack))
+    step = attacked_eval_step(steps.eval_step(functional, normalize), attack)
+    return parallel(step, precision=precision)
 
 
 def run(

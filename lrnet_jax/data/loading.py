@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple, cast
 
 import grain
+import jax
 import numpy as np
 from absl import flags
 from grain._src.python.ipc import shared_memory_array
@@ -174,7 +175,14 @@ def _wait_for_shared_memory() -> None:
 def _start_worker(worker_index: int, worker_count: int) -> None:
     del worker_index, worker_count
     decode.keep_memory()
+    _stay_off_the_devices()
     _follow_parent()
+
+
+def _stay_off_the_devices() -> None:
+    """Keeps JAX in this worker, which has no use for it, from taking a GPU's memory."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # for processes that a worker starts
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _follow_parent() -> None:

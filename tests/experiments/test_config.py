@@ -66,7 +66,7 @@ def test_fields_that_may_change():
     free = {
         "data.data_dir", "data.workers", "train.accumulate", "train.log_every", "train.max_loss",
         "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints",
-        "train.keep_every",
+        "train.keep_every", "train.parallel",
     }  # fmt: skip
     assert free == configs.FREE
     assert free | {

@@ -14,6 +14,7 @@ from experiments import doctor
 from experiments.cli.command_line import parse
 from experiments.report import machine_checks, software_checks
 from experiments.report.diagnosis import WIDTH, Finding, as_json, as_text, examine
+from experiments.run import device_settings
 from lrnet_jax.training.workdir_lock import lock_workdir
 from pallas_kernels import api
 
@@ -62,11 +63,11 @@ def test_json_has_what_the_screen_has(tmp_path, capsys, monkeypatch):
     doctor.main(parse([*options, "--json"], doctor.define_flags))
     records = json.loads(capsys.readouterr().out)
     assert {record["subject"] for record in records} >= {
-        "versions", "packages", "devices", "operator", "environment", "data", "disk", "processors",
-        "processes",
+        "versions", "packages", "devices", "operator", "programs", "precision", "GPU memory",
+        "environment", "data", "disk", "processors", "processes",
     }  # fmt: skip
     for record in records:
-        if record["subject"] != "processors":  # the load changes
+        if record["subject"] not in ("processors", "programs", "disk"):  # other programs run
             assert " ".join(record["text"].split()) in screen
             assert record["mend"] in screen
         assert bool(record["mend"]) == (record["state"] != "ok")
@@ -125,6 +126,30 @@ def test_packages_that_do_not_fit(monkeypatch, versions, text):
     broken = [found for found in software_checks.check_versions() if found.state == "broken"]
     assert any(text in found.text for found in broken)
     assert all(found.mend for found in broken)
+
+
+def test_programs(tmp_path, monkeypatch):
+    monkeypatch.setattr(device_settings, "option", {
+        "jax_compilation_cache_dir": str(tmp_path), "jax_enable_compilation_cache": True,
+    }.get)  # fmt: skip
+    (tmp_path / "program").write_bytes(b"1" * 2**20)
+    found = findings(software_checks.check_programs())
+    assert f"{tmp_path}: 1 files, 0.00 GiB of at most 4 GiB" in found["programs"].text
+    assert "float32 in float32" in found["precision"].text
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert "tf32 is faster" in findings(software_checks.check_programs())["precision"].text
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert findings(software_checks.check_programs())["precision"].state == "attention"
+
+
+def test_memory_of_a_gpu():
+    def text(*variables):
+        (finding,) = software_checks.check_preallocation(*variables)
+        return finding.text
+
+    assert "takes 75 % of each GPU" in text(None, None)
+    assert "takes 90 % of each GPU" in text("true", ".9")
+    assert "as it needs it" in text("false", None)
 
 
 def test_disk(tmp_path, monkeypatch):

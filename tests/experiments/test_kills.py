@@ -131,6 +131,22 @@ def test_two_processes_are_one_and_end_and_start_together(cache, tmp_path):
     close(tmp_path / "alone", workdir)
 
 
+def test_two_processes_under_shard_map(cache, tmp_path):
+    """Resumed by shard_map from a start by pmap; compared with one process by pmap."""
+    alone = Job(tmp_path / "alone", SHORT, devices=4, cache=cache)
+    workdir = tmp_path / "run"
+    assert alone.wait() == 0, alone.output()
+    other = {**SHORT, "train.parallel": "shard_map"}
+    jobs = pair(workdir, SHORT, devices=2, cache=cache)
+    jobs[0].until("first step after")
+    jobs[0].signal(signal.SIGTERM)
+    assert [job.wait() for job in jobs] == [0, 0]
+    jobs = pair(workdir, other, devices=2, cache=cache)
+    assert [job.wait() for job in jobs] == [0, 0], jobs[0].output() + jobs[1].output()
+    assert "resumed at step" in jobs[0].output()
+    close(tmp_path / "alone", workdir)
+
+
 def test_a_disk_that_fills_up_and_is_given_room(cache, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
