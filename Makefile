@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate chaos lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate chaos docs lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -41,6 +41,7 @@ help:
 	@echo "make wheel        wheels with the C++ implementation, for this platform, and without, for all"
 	@echo "make inspect      NVIDIA's compiler, to look at the GPU kernels without a GPU"
 	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
+	@echo "make docs         the documentation site, with its notebooks executed"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
 	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
@@ -154,6 +155,15 @@ CHAOS_KILLS ?= 20
 chaos: $(READY)
 	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/experiments/test_kills.py tests/lrnet_jax/training/test_damage.py tests/experiments/run/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
 
+# Notebooks are executed, and a warning is an error. What did not change is not executed again.
+DOCS := $(VENV)/.docs
+$(DOCS): $(READY) requirements-docs.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@touch $@
+docs: $(DOCS)
+	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	@echo "open build/docs/index.html"
+
 lint: $(READY)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
@@ -167,6 +177,8 @@ format: $(READY)
 RESOLVE := uv pip compile --quiet --universal --python-version=3.11 --no-annotate --no-header --generate-hashes --extra train --extra dev pyproject.toml
 lock:
 	$(RESOLVE) -o requirements.lock
+	cp requirements.lock requirements-docs.lock  # the same versions, and more
+	$(RESOLVE) --extra docs -o requirements-docs.lock
 	$(RESOLVE) --extra cuda12 -o requirements-cuda12.lock
 	$(RESOLVE) --extra cuda13 -o requirements-cuda13.lock
 

@@ -1,16 +1,25 @@
 """What the documents name exists: links, files, commands, targets of make."""
 
+import itertools
+import json
 import pathlib
 import re
 
 import pytest
 
+from experiments.__main__ import GROUPS
+
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # A changelog also names what is gone.
 CURRENT = [path for path in DOCUMENTS if path.name != "CHANGELOG.md"]
 
-each_document = pytest.mark.parametrize("document", CURRENT, ids=lambda path: path.name)
+
+def name_of(document):
+    return str(document.relative_to(ROOT))
+
+
+each_document = pytest.mark.parametrize("document", CURRENT, ids=name_of)
 
 
 def anchors(document):
@@ -19,7 +28,7 @@ def anchors(document):
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document):
     links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", document.read_text())
     for path, anchor in links:
@@ -55,8 +64,24 @@ def test_targets_of_make_exist(document):
 
 
 def test_the_pages_can_be_found():
-    """README or WORKSPACE.md links to every other page."""
+    """README, WORKSPACE.md or the contents of the site name every other page."""
     entries = [ROOT / "README.md", ROOT / "WORKSPACE.md"]
     text = "".join(entry.read_text() for entry in entries)
-    others = [path for path in DOCUMENTS if path not in entries]
-    assert not [path.name for path in others if f"]({path.relative_to(ROOT)})" not in text]
+    contents = (ROOT / "docs" / "index.md").read_text().splitlines()
+    for path in set(DOCUMENTS) - {*entries, ROOT / "docs" / "index.md"}:
+        page = str(path.relative_to(ROOT / "docs").with_suffix("")) if "docs" in path.parts else ""
+        assert f"]({name_of(path)})" in text or page in contents, name_of(path)
+
+
+def test_the_reference_has_every_command():
+    page = (ROOT / "docs" / "reference" / "commands.md").read_text()
+    for command in itertools.chain.from_iterable(GROUPS.values()):
+        assert f"automodule:: experiments.{command}\n" in page, command
+
+
+def test_notebooks_keep_no_output():
+    """The build of the site executes them."""
+    for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            assert not cell.get("outputs"), path.name
+            assert not cell.get("execution_count"), path.name
