@@ -132,7 +132,7 @@ class Network(nnx.Module):
         check_images(images, self.variant.in_channels)
         x = images.astype(self.variant.dtype)
         for layer in self.stem:
-            x = relu(layer(x))
+            x = layer(x, relu=True)
         features = {"res1": x}
         if self.variant.stem_pool:
             x = max_pool_3x3(x)
@@ -172,8 +172,9 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
         y = x
-        for index, layer in enumerate(self.branch):
-            y = layer(y if index == 0 else relu(y))
+        for layer in self.branch[:-1]:
+            y = layer(y, relu=True)
+        y = self.branch[-1](y)
         if scale is not None:
             y = y * scale.astype(y.dtype)[:, None, None, None]
         y = relu(y + (x if self.shortcut is None else self.shortcut(x)))
@@ -189,9 +190,9 @@ class Normalized(nnx.Module):
         self.layer = _make_layer(variant, plan, rngs)
         self.norm = _batch_norm(variant, plan.out_features, zero_gamma=zero_gamma)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(B, H, W, C) -> (B, Ho, Wo, C of the layer)."""
-        return self.norm(self.layer(x))
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+        """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows."""
+        return self.norm(self.layer(x), relu=relu)
 
 
 def fold_priors(model: Network) -> Network:

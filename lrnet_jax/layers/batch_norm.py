@@ -1,11 +1,15 @@
 """Batch normalisation over a device's images, over groups of them, or over all devices."""
 
-import functools
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+
+from lrnet_jax.layers.isolation import computed_once
 
 
 class BatchNorm(nnx.Module):
@@ -68,8 +72,13 @@ class BatchNorm(nnx.Module):
         self.dtype = dtype
         self.use_running_average = False  # set by train() and eval() of nnx.Module
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
         """Normalises (B, ..., C). In training it also updates the running averages.
+
+        Args:
+          x: (B, ..., C).
+          relu: whether a ReLU follows. In one rule with it, the backward pass keeps no mask and
+            reads no array more often than that of the normalisation alone.
 
         Raises:
           ValueError: the batch is not a multiple of `group_images`.
@@ -78,7 +87,8 @@ class BatchNorm(nnx.Module):
         scale, bias = self.scale[...], self.bias[...]
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
-            return (x * gain + (bias - self.mean[...] * gain)).astype(dtype)
+            offset = bias - self.mean[...] * gain
+            return (_affine_relu if relu else _affine)(jnp.dtype(dtype), x, gain, offset)
 
         images = self.group_images or x.shape[0]
         if x.shape[0] % images:
@@ -88,34 +98,70 @@ class BatchNorm(nnx.Module):
             )
         width = x.shape[-2] if x.ndim > 2 else 1
         rows = x.reshape(x.shape[0] // images, -1, width, x.shape[-1])
-        y, mean, var = _normalize(self.epsilon, self.axis_name, rows, scale, bias, self.mean[...])
+        options = _Options(self.epsilon, self.axis_name, relu)
+        y, mean, var = _normalize(options, rows, scale, bias, self.mean[...])
         for average, batch in ((self.mean, mean), (self.var, var)):
             batch = jax.lax.stop_gradient(jnp.mean(batch, 0))
             average[...] = self.momentum * average[...] + (1 - self.momentum) * batch
         return y.reshape(x.shape).astype(dtype)
 
 
+def _affine(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+    """One multiply-add per element, in float32."""
+    return (x * gain + offset).astype(dtype)
+
+
+def _rectified(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+    return jnp.maximum(_affine(dtype, x, gain, offset), 0)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _affine_relu(dtype: jnp.dtype, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+    """relu(x * gain + offset)."""
+    return computed_once(_rectified, dtype)(x, gain, offset)
+
+
+@_affine_relu.defjvp
+def _affine_relu_jvp(
+    dtype: jnp.dtype, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    (x, gain, _), (d_x, d_gain, d_offset) = primals, tangents
+    y = _affine_relu(dtype, *primals)
+    tangent = (d_x * gain + x * d_gain + d_offset).astype(dtype)
+    return y, jnp.where(y == 0, 0, tangent)
+
+
+class _Options(NamedTuple):
+    """How `_normalize` normalises.
+
+    Attributes:
+      epsilon: added to the variance.
+      axis_name: a mapped axis over which statistics are taken, or None.
+      relu: whether a ReLU follows.
+    """
+
+    epsilon: float
+    axis_name: str | None
+    relu: bool
+
+
 _Outputs = tuple[jax.Array, jax.Array, jax.Array]  # y, mean, variance
-_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x, scale, mean, 1 / deviation
+# x, scale, bias, mean, 1 / deviation
+_Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalize(
-    epsilon: float,
-    axis_name: str | None,
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    pivot: jax.Array,
+    options: _Options, x: jax.Array, scale: jax.Array, bias: jax.Array, pivot: jax.Array
 ) -> _Outputs:
     """Normalises N groups of pixels by the statistics of each group.
 
-    Its backward pass is written by hand and reads the activations fewer times than the derived one.
-    The statistics only serve running averages, so that no gradient flows through them.
+    Its backward pass is written by hand and reads the activations fewer times than the derived one:
+    forward, x is read twice and y written once; backward, x and dy are read twice and dx is written
+    once. The statistics only serve running averages, so that no gradient flows through them.
 
     Args:
-      epsilon: added to the variance.
-      axis_name: a mapped axis over which statistics are taken, or None.
+      options: epsilon, axis and ReLU.
       x: (N, R, W, C), any float dtype.
       scale: (C,) float32.
       bias: (C,) float32.
@@ -124,52 +170,65 @@ def _normalize(
     Returns:
       y like x, mean (N, C) and variance (N, C) float32.
     """
-    return _normalize_forward(epsilon, axis_name, x, scale, bias, pivot)[0]
+    return _normalize_forward(options, x, scale, bias, pivot)[0]
 
 
 def _normalize_forward(
-    epsilon: float,
-    axis_name: str | None,
-    x: jax.Array,
-    scale: jax.Array,
-    bias: jax.Array,
-    pivot: jax.Array,
+    options: _Options, x: jax.Array, scale: jax.Array, bias: jax.Array, pivot: jax.Array
 ) -> tuple[_Outputs, _Residuals]:
-    wide = x.astype(jnp.float32)
     # Squares are taken about the running mean. About zero they cancel badly where the mean of a
     # channel is large against its deviation. About the mean they cost a second pass.
-    centred = wide - pivot
+    centred = x.astype(jnp.float32) - pivot
     moments = _mean(centred), _mean(centred * centred)
-    if axis_name is not None:
-        moments = jax.lax.pmean(moments, axis_name)
+    if options.axis_name is not None:
+        moments = jax.lax.pmean(moments, options.axis_name)
     mean = pivot + moments[0]
     # Rounding may leave a constant channel a variance just below zero.
     var = jnp.maximum(moments[1] - moments[0] ** 2, 0)
-    inverse_deviation = jax.lax.rsqrt(var + epsilon)
+    inverse_deviation = jax.lax.rsqrt(var + options.epsilon)
     gain = scale * inverse_deviation
-    # One multiply-add per element.
-    y = wide * _to_pixels(gain) + _to_pixels(bias - mean * gain)
-    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse_deviation)
+    # Without a ReLU a sum follows, and XLA computes both at once.
+    output = computed_once(_rectified, x.dtype) if options.relu else partial(_affine, x.dtype)
+    y = output(x, _to_pixels(gain), _to_pixels(bias - mean * gain))
+    return (y, mean, var), (x, scale, bias, mean, inverse_deviation)
 
 
 def _normalize_backward(
-    epsilon: float, axis_name: str | None, residuals: _Residuals, cotangents: _Outputs
+    options: _Options, residuals: _Residuals, cotangents: _Outputs
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    del epsilon
-    x, scale, mean, inverse_deviation = residuals
-    wide, dy = x.astype(jnp.float32), cotangents[0].astype(jnp.float32)
+    x, scale, bias, mean, inverse_deviation = residuals
+    gain = scale * inverse_deviation
+    offset = bias - mean * gain
+    if options.relu:
+        # Otherwise XLA:GPU finds that the forward pass computed the same, and keeps that.
+        x, gain, offset = jax.lax.optimization_barrier((x, gain, offset))
+
+    def widened(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Both in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
+        wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+        if options.relu:
+            dy = jnp.where(_affine(x.dtype, x, _to_pixels(gain), _to_pixels(offset)) > 0, dy, 0)
+        return wide, dy
+
+    dy = cotangents[0]
+    wide, masked = widened(x, dy)
     count = x.shape[1] * x.shape[2]
-    mean_d_bias = _mean(dy)
-    mean_d_scale = (_mean(dy * wide) - mean * mean_d_bias) * inverse_deviation
+    mean_d_bias = _mean(masked)
+    mean_d_scale = (_mean(masked * wide) - mean * mean_d_bias) * inverse_deviation
     d_scale, d_bias = (count * jnp.sum(part, 0) for part in (mean_d_scale, mean_d_bias))
-    if axis_name is not None:  # the outputs of other devices depend on this one's statistics
-        mean_d_bias, mean_d_scale = jax.lax.pmean((mean_d_bias, mean_d_scale), axis_name)
+    if options.axis_name is not None:  # other devices' outputs depend on this one's statistics
+        mean_d_bias, mean_d_scale = jax.lax.pmean((mean_d_bias, mean_d_scale), options.axis_name)
+    if options.relu:
+        # Masked again. Otherwise XLA:GPU writes the masked dy to memory and reads it back.
+        x, dy, mean_d_bias, mean_d_scale = jax.lax.optimization_barrier(
+            (x, dy, mean_d_bias, mean_d_scale)
+        )
+        wide, masked = widened(x, dy)
     # dx = gain * (dy - mean_d_bias - mean_d_scale * (x - mean) * inverse_deviation), written as two
     # multiply-adds.
-    gain = scale * inverse_deviation
     slope = -gain * inverse_deviation * mean_d_scale
-    offset = slope * mean + gain * mean_d_bias
-    dx = dy * _to_pixels(gain) + (wide * _to_pixels(slope) - _to_pixels(offset))
+    constant = slope * mean + gain * mean_d_bias
+    dx = masked * _to_pixels(gain) + (wide * _to_pixels(slope) - _to_pixels(constant))
     return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(scale)
 
 

@@ -118,6 +118,50 @@ def test_axis_name_takes_statistics_over_devices():
         np.testing.assert_allclose(np.sum(a, 0), b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", ["training", "groups", "evaluation"])
+def test_relu_in_the_same_rule_is_relu_after_it(mode):
+    x, cotangent = (jnp.asarray(images(mean=mean)) for mean in (0.7, 0.2))
+    norm = with_weights(BatchNorm(6, group_images=4 if mode == "groups" else None))
+    norm.set_attributes(use_running_average=mode == "evaluation")
+    graphdef, state = nnx.split(norm)
+
+    def run(relu, state, x):
+        norm = nnx.merge(graphdef, state, copy=True)
+        y = norm(x, relu=True) if relu else jax.nn.relu(norm(x))
+        return y, nnx.state(norm, nnx.BatchStat)
+
+    def gradients(relu):
+        params, rest = nnx.split_state(state, nnx.Param, ...)
+        y, vjp, statistics = jax.vjp(
+            lambda params, x: run(relu, nnx.merge_state(params, rest), x), params, x, has_aux=True
+        )
+        return y, statistics, vjp(cotangent)
+
+    ours, theirs = jax.jit(gradients, static_argnums=0)(True), gradients(False)
+    assert 0.2 < np.mean(np.asarray(ours[0]) == 0) < 0.8
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+    if mode == "evaluation":  # forward mode as well
+        ours, theirs = (
+            jax.jvp(lambda x, relu=relu: run(relu, state, x)[0], (x,), (cotangent,))[1]
+            for relu in (True, False)
+        )
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_backward_pass_keeps_nothing_but_its_input(relu):
+    graphdef, state = nnx.split(BatchNorm(6))
+    x = jnp.asarray(images(), jnp.bfloat16)
+
+    def run(x):
+        return nnx.merge(graphdef, state, copy=True)(x, relu=relu)
+
+    residuals = jax.tree.leaves(jax.vjp(run, x)[1])
+    large = [leaf for leaf in residuals if leaf.size == x.size]
+    assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
+
+
 def test_large_means_do_not_cancel_the_variance():
     x = images(mean=3000.0)
     norm = BatchNorm(6)
