@@ -59,12 +59,16 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 
 # What `implementation=None` runs: on each platform the first of these that supports the problem,
 # and the default everywhere else.
-PREFERRED = {"cuda": ("pallas", "jax_triton")}
+PREFERRED = {"cpu": ("native",), "cuda": ("pallas", "jax_triton")}
 DEFAULT = "xla"
 
 # The order on a GPU of at least this compute capability. It multiplies and adds pairs of float32,
 # and jax_triton then issues a fifth fewer instructions (docs/gpu_kernels.md).
 PAIRS_FROM, PREFERRED_WITH_PAIRS = 10.0, ("jax_triton", "pallas")
+
+# An exported program (`jax.export`) must run where this package is not installed. Where it would
+# hold one of these, it holds the default.
+NOT_EXPORTED = frozenset({"native"})
 
 # JAX differentiates these itself, so that forward mode works too. The others run inside a
 # custom_vjp with their own backward pass.
@@ -124,9 +128,9 @@ def local_relation(
       scale: finite number multiplying Phi, not the prior.
       normalization: "softmax" over the taps, or "none": the logit itself is the weight.
       implementation: a name of `IMPLEMENTATIONS`, or None. None works everywhere and is decided
-        when the program is lowered: for a GPU the first of pallas and jax_triton that runs it, xla
-        otherwise. A named one
-        that cannot run here raises an error with the reason.
+        when the program is lowered: native on a CPU where it is built, for a GPU the first of
+        pallas and jax_triton that runs it, xla otherwise and in programs that are exported for
+        CPUs. A named one that cannot run here raises an error with the reason.
 
     Returns:
       (B, Ho, Wo, C) in value.dtype.
@@ -206,7 +210,9 @@ def preferred(platform: str) -> tuple[str, ...]:
 
 def _preferred(platform: str, spec: Spec, inputs: Inputs) -> str | None:
     """The first preferred implementation that can run on a platform."""
-    here = platform == current_platform()  # else the program is compiled for another machine
+    # A program for GPUs may be compiled for another machine. A program for CPUs runs here: it is
+    # either not exported, or has the default.
+    here = platform in ("cpu", current_platform())
     for name in preferred(platform):
         module = IMPLEMENTATIONS[name]
         if module.unsupported(spec, inputs) is None and not (here and module.unavailable()):
@@ -248,7 +254,9 @@ Pass = Literal["forward", "backward"]
 def _switched(direction: Pass, spec: Spec, choice: Choice) -> PyTreeFunction:
     """One pass of the chosen implementations, behind the platform switch."""
     platforms = {platform: _jitted(direction, spec, name) for platform, name in choice.by_platform}
-    return by_platform(default=_jitted(direction, spec, choice.default), **platforms)
+    not_exported = [platform for platform, name in choice.by_platform if name in NOT_EXPORTED]
+    default = _jitted(direction, spec, choice.default)
+    return by_platform(default, not_exported=not_exported, **platforms)
 
 
 @functools.cache

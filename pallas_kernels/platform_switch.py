@@ -49,11 +49,15 @@ def compute_capability() -> float | None:
     return None if found is None else float(found)
 
 
-def by_platform(default: PyTreeFunction, **platforms: PyTreeFunction) -> PyTreeFunction:
+def by_platform(
+    default: PyTreeFunction, *, not_exported: Sequence[str] = (), **platforms: PyTreeFunction
+) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
 
     Args:
       default: takes and returns pytrees of arrays. It also defines the shapes of the results.
+      not_exported: platforms whose function is for this machine alone. A program that is exported
+        (`jax.export`) has the default there.
       **platforms: "cpu" or "cuda" to a function of the same signature and results. JAX compares
         functions by identity when it caches programs: pass the same objects for the same work.
 
@@ -72,7 +76,9 @@ def by_platform(default: PyTreeFunction, **platforms: PyTreeFunction) -> PyTreeF
         plain = jax.tree.map(lambda x: _plain(jax.typeof(x)), arguments)
         results = jax.tree.structure(jax.eval_shape(default, *plain))
         flat_default, choices = flattened(structure)
-        out = _switch.bind(*arrays, default=flat_default, choices=choices)
+        out = _switch.bind(
+            *arrays, default=flat_default, choices=choices, not_exported=tuple(not_exported)
+        )
         return jax.tree.unflatten(results, out)
 
     return call
@@ -101,8 +107,8 @@ def _flattened(function: PyTreeFunction, structure: Any) -> FlatFunction:
     return flat
 
 
-def _abstract(*avals: Any, default: FlatFunction, choices: Choices) -> Any:
-    del choices
+def _abstract(*avals: Any, default: FlatFunction, **others: Any) -> Any:
+    del others
     # shard_map types each array by the mesh axes along which devices may hold different values.
     # The function does not see these types. A result may differ where any argument does.
     axes = _varying(avals)
@@ -132,17 +138,33 @@ def _evaluate(*arrays: Any, **params: Any) -> Any:
     return jax.jit(lambda *a: _switch.bind(*a, **params))(*arrays)
 
 
-def _batch(arrays: Any, axes: Any, *, default: FlatFunction, choices: Choices) -> Any:
+def _batch(
+    arrays: Any,
+    axes: Any,
+    *,
+    default: FlatFunction,
+    choices: Choices,
+    not_exported: tuple[str, ...],
+) -> Any:
     mapped = tuple((name, jax.vmap(function, in_axes=axes)) for name, function in choices)
-    out = _switch.bind(*arrays, default=jax.vmap(default, in_axes=axes), choices=mapped)
+    default = jax.vmap(default, in_axes=axes)
+    out = _switch.bind(*arrays, default=default, choices=mapped, not_exported=not_exported)
     return out, [0] * len(out)
 
 
 def _lower(platform: str | None) -> Callable[..., Any]:
-    def rule(ctx: Any, *arrays: Any, default: FlatFunction, choices: Choices) -> Any:
+    def rule(
+        ctx: Any,
+        *arrays: Any,
+        default: FlatFunction,
+        choices: Choices,
+        not_exported: tuple[str, ...],
+    ) -> Any:
         function = default
         if platform is not None:  # nested primitives see this platform alone
-            function = dict(choices).get(platform, default)
+            exports = ctx.module_context.lowering_parameters.for_export
+            if not (exports and platform in not_exported):
+                function = dict(choices).get(platform, default)
             module = ctx.module_context.replace(platforms=(platform,))
             ctx = ctx.replace(module_context=module, platforms=(platform,))
         ctx = ctx.replace(

@@ -117,6 +117,19 @@ def test_export_for_two_platforms():
     assert_is_cpu(both.call(X, Y))
 
 
+def test_what_is_not_exported():
+    """The program of this machine has its function, an exported one the default; also mapped."""
+    switch = by_platform(default, not_exported=["cpu"], cpu=on_cpu, cuda=on_cuda)
+    assert_is_cpu(jax.jit(switch)(X, Y))
+    both = exported(switch)
+    assert "1.234000e+03" in both.mlir_module()
+    np.testing.assert_array_equal(both.call(X, Y)[0], X - Y)
+    mapped = jax.vmap(switch, in_axes=(0, None))
+    np.testing.assert_array_equal(jax.jit(mapped)(X[None], Y)[0][0], X + Y)
+    alone = jax.export.export(jax.jit(mapped), platforms=("cpu",))(X[None], Y)
+    np.testing.assert_array_equal(alone.call(X[None], Y)[0][0], X - Y)
+
+
 def never_but_shapes():
     """A default for shapes alone: it fails if it is lowered, which no platform needs here."""
     unlowerable = Primitive("test_unlowerable")

@@ -172,6 +172,33 @@ def test_memory_of_the_threads_is_counted():
     assert memory.temp_size_in_bytes >= 4 * plan.forward_memory
 
 
+@needs_library
+def test_the_default_runs_it_and_exports_without_it():
+    """An artefact must run where the library is not. A user who names it gets an error."""
+    inputs = make_inputs(SMALL)
+    default = jax.jit(jax.grad(functools.partial(loss, implementation=None), argnums=(0, 1, 2, 3)))
+    calls = ("local_relation_forward", "local_relation_backward")
+    text = default.lower(*inputs).as_text()
+    assert all(f"@{call}" in text for call in calls)
+    exported = jax.export.export(default)(*inputs)
+    assert not any(call in exported.mlir_module() for call in calls)
+    for name, a, b in zip(RESULTS[1:], exported.call(*inputs), default(*inputs), strict=True):
+        assert_close({name: np.asarray(a)}, {name: np.asarray(b)}, 1e-5)
+    with pytest.raises(ValueError, match="no compatibility guarantees"):
+        jax.export.export(jax.jit(loss))(*inputs)
+
+
+def test_the_default_without_a_library(monkeypatch):
+    """Like float64, which it does not support, it falls to xla."""
+    inputs = make_inputs(SMALL)
+    monkeypatch.setattr(library, "obstacle", lambda: "1234")
+
+    def default(*arrays):
+        return local_relation(*arrays, **SMALL.options)
+
+    assert "local_relation_forward" not in jax.jit(default).lower(*inputs).as_text()
+
+
 def test_float64_is_refused():
     with jax.enable_x64(True):
         inputs = SMALL.abstract_inputs("float64")
