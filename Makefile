@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate chaos docs lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -36,6 +36,7 @@ help:
 	@echo "make test-interpreted  all tests of the operator with the GPU kernels in interpret mode (most of an hour)"
 	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
+	@echo "make sanitize     the C++ implementation under AddressSanitizer and ThreadSanitizer (minutes)"
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
 	@echo "make test-wheel   the library's wheel alone, with its own dependencies only"
 	@echo "make wheel        wheels with the C++ implementation, for this platform, and without, for all"
@@ -139,6 +140,10 @@ emulate: $(CUDA)/.installed
 	  --strip=2 --warps=1 --route=plugin
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED_TRITON)' --arch=8.0,9.0 \
 	  --strip=2 --warps=1 --implementation=jax_triton
+
+PROBLEMS ?= 500
+sanitize: $(READY)
+	$(PY) -m tests.pallas_kernels.native.sanitize --problems=$(PROBLEMS)
 
 # Everything but this trains and evaluates without TensorFlow.
 test-prepare: $(VENV)-prepare/.installed

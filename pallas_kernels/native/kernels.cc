@@ -38,25 +38,31 @@ struct ForwardMemory {
   }
 };
 
+// The compiler must assume that a vector is stored over any number in memory. So what a loop needs
+// again and again has a name outside of it.
+
 // Keeps the weights of lanes j and following, not normalised. Returns shift and factor.
 template <int SIMILARITY, bool SCALAR>
 INLINE void weigh(const Problem& p, const ForwardMemory& m, Int j, Floats* shift, Floats* factor) {
   const Window& w = m.window;
-  const bool border = w.at_border(j);
+  const Int width = p.kernel_width, bias_row = w.bias_row(), depth = p.depth;
+  const Int row = m.layout.whole_columns, query_row = m.layout.whole_lanes;
+  const Int* places = w.key_place;
+  const float *query = m.query + j, scale = p.scale;
+  const bool border = w.at_border(j), softmax = p.softmax;
   Floats largest = all(-INFINITY);
   float* next = m.weights;
   for (Int a = w.first; a < w.last; ++a) {
     const float *keys = w.keys + w.slot[a] * w.key_row + j, *bias = w.bias(a, j);
-    for (Int b = 0; b < p.kernel_width; ++b, next += LANES) {
-      const float* key = keys + w.phase[b] * p.depth * m.layout.whole_columns + w.step[b];
-      Floats logit =
-          w.phi<SIMILARITY, SCALAR>(m.query + j, m.layout.whole_lanes, key) + load(bias + b * w.bias_row());
-      if (border) logit = w.inside(j, b) ? logit : all(p.softmax ? -INFINITY : 0.0f);
+    for (Int b = 0; b < width; ++b, next += LANES) {
+      Floats logit = load(bias + b * bias_row) +
+                     phi<SIMILARITY, SCALAR>(query, query_row, keys + places[b], row, depth, scale);
+      if (border) logit = w.inside(j, b) ? logit : all(softmax ? -INFINITY : 0.0f);
       largest = logit > largest ? logit : largest;
       store(next, logit);
     }
   }
-  if (!p.softmax) return;
+  if (!softmax) return;
   Floats sum = {};
   for (float* weight = m.weights; weight < next; weight += LANES) {
     Floats e = exponential(load(weight) - largest);
@@ -70,19 +76,20 @@ INLINE void weigh(const Problem& p, const ForwardMemory& m, Int j, Floats* shift
 template <int CHANNELS>
 INLINE void aggregate(const Problem& p, const ForwardMemory& m, Int j, Int channel, Floats factor) {
   const Window& w = m.window;
-  const Int row = m.layout.whole_columns;
+  const Int row = m.layout.whole_columns, out_row = m.layout.whole_lanes, width = p.kernel_width;
+  const Int* places = w.value_place;
   Floats sums[CHANNELS] = {};
   const float* weight = m.weights;
   for (Int a = w.first; a < w.last; ++a) {
     const float* values = w.values + w.slot[a] * w.value_row + channel * row + j;
-    for (Int b = 0; b < p.kernel_width; ++b, weight += LANES) {
-      const float* value = values + w.phase[b] * p.channels_per_group * row + w.step[b];
+    for (Int b = 0; b < width; ++b, weight += LANES) {
+      const float* value = values + places[b];
       Floats e = load(weight);
       for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(value + i * row);
     }
   }
-  for (int i = 0; i < CHANNELS; ++i)
-    store(m.out + (channel + i) * m.layout.whole_lanes + j, sums[i] * factor);
+  float* out = m.out + channel * out_row + j;
+  for (int i = 0; i < CHANNELS; ++i) store(out + i * out_row, sums[i] * factor);
 }
 
 template <int SIMILARITY, bool SCALAR>
@@ -123,10 +130,10 @@ struct BackwardMemory {
   Window window;
   Int row;                   // of targets, with its margins
   float *d_keys, *d_values;    // rings as those of the window
-  float *query, *d_query, *u, *dot, *shift;  // targets, after their left margin
+  float *query, *d_query, *u, *out, *dot, *shift, *factor;  // targets, after their left margin
   float *weights, *d_logits;   // of the taps of a window row: targets
   float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, (taps, groups) of the band
-  float *gradient, *out, *zeros;  // of a pixel
+  float* zeros;                   // of a pixel
   Int* row_of_slot;
 
   BackwardMemory(const Problem& p, Int groups, float* memory)
@@ -138,14 +145,14 @@ struct BackwardMemory {
     query = targets_ + layout.margin;
     d_query = query + p.depth * row;
     u = d_query + p.depth * row;
-    dot = u + m * row;
+    out = u + m * row;
+    dot = out + m * row;
     shift = dot + row;
-    weights = shift + row;
+    factor = shift + row;
+    weights = factor + row;
     d_logits = weights + p.kernel_width * row;
     d_prior_row = arena.floats(taps * window.bias_row());
     d_prior = arena.floats(taps * groups);
-    gradient = arena.floats(groups * m);
-    out = arena.floats(groups * m);
     zeros = arena.floats(16);
     row_of_slot = arena.indices(layout.ring);
   }
@@ -160,7 +167,7 @@ struct BackwardMemory {
 
  private:
   Int rows(const Problem& p) const {
-    return 2 * p.depth + p.channels_per_group + 2 + 2 * p.kernel_width;
+    return 2 * p.depth + 2 * p.channels_per_group + 3 + 2 * p.kernel_width;
   }
   float* targets_;
 };
@@ -177,86 +184,91 @@ void read_outputs(const Problem& p, const BackwardArrays& arrays, const Task& ta
   const Layout& layout = m.layout;
   const Slice channels = Slice::channels(p, task);
   const Slice groups = {1, p.groups, task.first_group, task.groups};
-  const Array out = {const_cast<float*>(arrays.out), false};
-  Int pixel = (task.image * p.out_height + y) * p.out_width, size = p.channels_per_group;
-  read_targets(p, layout, arrays.query, Slice::vectors(p, task), pixel, m.query, m.row, m.window.wide);
-  read_targets(p, layout, arrays.d_out, channels, pixel, m.u, m.row, m.window.wide);
+  const Int pixel = (task.image * p.out_height + y) * p.out_width, row = m.row;
+  auto read = [&](const Array& array, const Slice& slice, float* target) {
+    read_targets(p, layout, array, slice, pixel, target, row, m.window.wide);
+  };
+  read(arrays.query, Slice::vectors(p, task), m.query);
+  read(arrays.d_out, channels, m.u);
   if (!p.softmax) return;
-  read_targets(p, layout, {const_cast<float*>(arrays.shift), false}, groups, pixel, m.shift, 0, m.window.wide);
-  for (Int x = 0; x < p.out_width; ++x) {
-    read_pixel(out, channels, pixel + x, m.out, layout.groups, m.window.wide);
-    const float* factor = arrays.factor + (pixel + x) * p.groups + task.first_group;
-    float* u = m.u + x * layout.groups;
-    for (Int g = 0; g < task.groups; ++g) m.dot[x * layout.groups + g] = 0;
-    for (Int i = 0; i < size; ++i) {
-      for (Int g = 0; g < task.groups; ++g) {
-        u[i * m.row + g] *= factor[g];
-        m.dot[x * layout.groups + g] -= u[i * m.row + g] * m.out[i * layout.groups + g];
-      }
+  read({const_cast<float*>(arrays.out), false}, channels, m.out);
+  read({const_cast<float*>(arrays.shift), false}, groups, m.shift);
+  read({const_cast<float*>(arrays.factor), false}, groups, m.factor);
+  for (Int j = 0; j < layout.lanes; j += LANES) {
+    Floats factor = load(m.factor + j), dot = {};
+    float *u = m.u + j, *out = m.out + j;
+    for (Int i = 0; i < p.channels_per_group; ++i) {
+      Floats scaled = load(u + i * row) * factor;
+      store(u + i * row, scaled);
+      dot -= scaled * load(out + i * row);
     }
+    store(m.dot + j, dot);
   }
 }
 
 // Weights and d_logits of window row a in lanes j and following, and what they add to d_query and
 // d_prior.
-template <int SIMILARITY, bool SCALAR>
+template <int SIMILARITY, bool SCALAR, bool EIGHT>
 INLINE void weigh_again(const Problem& p, const BackwardMemory& m, Int a, Int j) {
   const Window& w = m.window;
-  const Int row = m.layout.whole_columns;
-  const bool border = w.at_border(j);
-  for (Int b = 0; b < p.kernel_width; ++b) store(m.d_logits + b * m.row + j, load(m.dot + j));
-  const float* values = w.values + w.slot[a] * w.value_row + j;
-  in_blocks(p.channels_per_group, [&](Int channel, auto n) {
-    constexpr int CHANNELS = decltype(n)::value;
-    Floats u[CHANNELS];
-    for (int i = 0; i < CHANNELS; ++i) u[i] = load(m.u + (channel + i) * m.row + j);
-    for (Int b = 0; b < p.kernel_width; ++b) {
-      const float* value = values + (w.phase[b] * p.channels_per_group + channel) * row + w.step[b];
-      Floats even = load(m.d_logits + b * m.row + j), odd = {};
-      for (int i = 0; i < CHANNELS; i += 2) {
-        even += u[i] * load(value + i * row);
-        if (i + 1 < CHANNELS) odd += u[i + 1] * load(value + (i + 1) * row);
-      }
-      store(m.d_logits + b * m.row + j, even + odd);
+  const Int width = p.kernel_width, bias_row = w.bias_row(), depth = p.depth;
+  const Int row = m.layout.whole_columns, target_row = m.row;
+  const Int channels = EIGHT ? 8 : p.channels_per_group;
+  const Int *key_places = w.key_place, *value_places = w.value_place;
+  const bool border = w.at_border(j), softmax = p.softmax;
+  const float *query = m.query + j, *u = m.u + j, *bias = w.bias(a, j), scale = p.scale;
+  const float *keys = w.keys + w.slot[a] * w.key_row + j;
+  const float *values = w.values + w.slot[a] * w.value_row + j;
+  float *weights = m.weights + j, *d_logits = m.d_logits + j, *d_query_rows = m.d_query + j;
+  float* d_bias = m.d_prior_row + a * width * bias_row + j % m.layout.groups;
+  Floats d_query = load(d_query_rows), shift = load(m.shift + j), dot = load(m.dot + j);
+  Floats of_u[8];
+  for (Int i = 0; EIGHT && i < 8; ++i) of_u[i] = load(u + i * target_row);
+  for (Int b = 0; b < width; ++b) {
+    const float *key = keys + key_places[b], *value = values + value_places[b];
+    Floats d_logit = dot, odd = {};
+    for (Int i = 0; i + 1 < channels; i += 2) {
+      d_logit += (EIGHT ? of_u[i] : load(u + i * target_row)) * load(value + i * row);
+      odd += (EIGHT ? of_u[i + 1] : load(u + (i + 1) * target_row)) * load(value + (i + 1) * row);
     }
-  });
-  const float *keys = w.keys + w.slot[a] * w.key_row + j, *bias = w.bias(a, j);
-  float* d_bias = m.d_prior_row + a * p.kernel_width * w.bias_row() + j % m.layout.groups;
-  Floats d_query = load(m.d_query + j), shift = load(m.shift + j);
-  for (Int b = 0; b < p.kernel_width; ++b) {
-    const float* key = keys + w.phase[b] * p.depth * row + w.step[b];
-    Floats e = w.phi<SIMILARITY, SCALAR>(m.query + j, m.row, key) + load(bias + b * w.bias_row());
-    Floats d_logit = load(m.d_logits + b * m.row + j);
-    if (p.softmax) e = exponential(e - shift), d_logit *= e;
+    if (!EIGHT && channels % 2)
+      odd += load(u + (channels - 1) * target_row) * load(value + (channels - 1) * row);
+    d_logit += odd;
+    Floats e = load(bias + b * bias_row) +
+               phi<SIMILARITY, SCALAR>(query, target_row, key, row, depth, scale);
+    if (softmax) e = exponential(e - shift), d_logit *= e;
     if (border) {
       Ints inside = w.inside(j, b);
       e = inside ? e : Floats{};
       d_logit = inside ? d_logit : Floats{};
     }
-    store(m.weights + b * m.row + j, e);
-    store(m.d_logits + b * m.row + j, d_logit);
-    store(d_bias + b * w.bias_row(), load(d_bias + b * w.bias_row()) + d_logit);
-    d_query += d_logit * slope<SIMILARITY>(load(m.query + j), load(key), load(key));
-    for (Int d = 1; !SCALAR && d < p.depth; ++d) {
-      Floats q = load(m.query + d * m.row + j), k = load(key + d * row);
-      float* sum = m.d_query + d * m.row + j;
+    store(weights + b * target_row, e);
+    store(d_logits + b * target_row, d_logit);
+    store(d_bias + b * bias_row, load(d_bias + b * bias_row) + d_logit);
+    d_query += d_logit * slope<SIMILARITY>(load(query), load(key), load(key));
+    for (Int d = 1; !SCALAR && d < depth; ++d) {
+      Floats q = load(query + d * target_row), k = load(key + d * row);
+      float* sum = d_query_rows + d * target_row;
       store(sum, load(sum) + d_logit * slope<SIMILARITY>(q, k, k));
     }
   }
-  store(m.d_query + j, d_query);
+  store(d_query_rows, d_query);
 }
 
 // What outputs contribute through window row a to the keys in lanes j and following of a phase.
 template <int SIMILARITY>
 INLINE void gather_keys(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
   const Window& w = m.window;
+  const Int width = p.kernel_width, row = m.row, *phases = w.phase, *steps = w.step;
+  const float* d_logits = m.d_logits + j;
   for (Int d = 0; d < p.depth; ++d) {
-    Int place = slot * w.key_row + (phase * p.depth + d) * m.layout.whole_columns + j;
+    const Int place = slot * w.key_row + (phase * p.depth + d) * m.layout.whole_columns + j;
+    const float* query = m.query + d * row + j;
     Floats sum = load(m.d_keys + place), k = load(w.keys + place);
-    for (Int b = 0; b < p.kernel_width; ++b) {
-      if (w.phase[b] != phase) continue;
-      Floats q = load(m.query + d * m.row + j - w.step[b]);
-      sum += load(m.d_logits + b * m.row + j - w.step[b]) * slope<SIMILARITY>(q, k, q);
+    for (Int b = 0; b < width; ++b) {
+      if (phases[b] != phase) continue;
+      Floats q = load(query - steps[b]);
+      sum += load(d_logits + b * row - steps[b]) * slope<SIMILARITY>(q, k, q);
     }
     store(m.d_keys + place, sum);
   }
@@ -264,20 +276,23 @@ INLINE void gather_keys(const Problem& p, const BackwardMemory& m, Int slot, Int
 
 INLINE void gather_values(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
   const Window& w = m.window;
-  const Int row = m.layout.whole_columns;
+  const Int width = p.kernel_width, row = m.row, *phases = w.phase, *steps = w.step;
+  const Int columns = m.layout.whole_columns;
+  const float* weights = m.weights + j;
   in_blocks(p.channels_per_group, [&](Int channel, auto n) {
     constexpr int CHANNELS = decltype(n)::value;
     float* d_value =
-        m.d_values + slot * w.value_row + (phase * p.channels_per_group + channel) * row + j;
+        m.d_values + slot * w.value_row + (phase * p.channels_per_group + channel) * columns + j;
+    const float* u = m.u + channel * row + j;
     Floats sums[CHANNELS];
-    for (int i = 0; i < CHANNELS; ++i) sums[i] = load(d_value + i * row);
-    for (Int b = 0; b < p.kernel_width; ++b) {
-      if (w.phase[b] != phase) continue;
-      Floats e = load(m.weights + b * m.row + j - w.step[b]);
-      const float* u = m.u + channel * m.row + j - w.step[b];
-      for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(u + i * m.row);
+    for (int i = 0; i < CHANNELS; ++i) sums[i] = load(d_value + i * columns);
+    for (Int b = 0; b < width; ++b) {
+      if (phases[b] != phase) continue;
+      const float* source = u - steps[b];
+      Floats e = load(weights + b * row - steps[b]);
+      for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(source + i * row);
     }
-    for (int i = 0; i < CHANNELS; ++i) store(d_value + i * row, sums[i]);
+    for (int i = 0; i < CHANNELS; ++i) store(d_value + i * columns, sums[i]);
   });
 }
 
@@ -307,7 +322,13 @@ INLINE void differentiate_row(const Problem& p, const BackwardMemory& m, const R
   for (Int a = w.first; a < w.last; ++a) {
     bool gathers = rows.has(m.row_of_slot[w.slot[a]]);
     if (!own && !gathers) continue;
-    for (Int j = 0; j < m.layout.lanes; j += LANES) weigh_again<SIMILARITY, SCALAR>(p, m, a, j);
+    if (p.channels_per_group == 8) {
+      for (Int j = 0; j < m.layout.lanes; j += LANES)
+        weigh_again<SIMILARITY, SCALAR, true>(p, m, a, j);
+    } else {
+      for (Int j = 0; j < m.layout.lanes; j += LANES)
+        weigh_again<SIMILARITY, SCALAR, false>(p, m, a, j);
+    }
     for (Int phase = 0; gathers && phase < p.stride; ++phase) {
       for (Int j = 0; j < m.layout.columns; j += LANES) {
         gather_keys<SIMILARITY>(p, m, w.slot[a], phase, j);

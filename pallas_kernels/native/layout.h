@@ -8,9 +8,11 @@
 //
 // A window reads `span` input rows. Only these are held, in a ring: row r is in slot r % ring.
 #pragma once
-#include <cstring>
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
 
-#include "vectors.h"
+#include "transpose.h"
 
 namespace {
 
@@ -20,7 +22,9 @@ class Arena {
   explicit Arena(float* memory) : memory_(memory) {}
   float* floats(Int n) {
     float* found = memory_ ? memory_ + used_ : nullptr;
-    used_ += (n + 31) / 16 * 16;
+    Int taken = (n + 31) / 16 * 16;
+    if (memory_) fence(found, n, taken);
+    used_ += taken;
     return found;
   }
   int32_t* ints(Int n) { return (int32_t*)floats(n); }
@@ -28,6 +32,16 @@ class Arena {
   Int used() const { return used_; }
 
  private:
+  // Under AddressSanitizer, what lies between two parts must not be touched.
+  static void fence(const float* part, Int n, Int taken) {
+#if defined(__SANITIZE_ADDRESS__)
+    ASAN_UNPOISON_MEMORY_REGION(part, n * sizeof(float));
+    ASAN_POISON_MEMORY_REGION(part + n, (taken - n) * sizeof(float));
+#else
+    (void)part, (void)n, (void)taken;
+#endif
+  }
+
   float* memory_;
   Int used_ = 0;
 };
@@ -57,29 +71,6 @@ struct Layout {
 
 Int pad_y(const Problem& p) { return p.dilation * (p.kernel_height / 2); }
 Int pad_x(const Problem& p) { return p.dilation * (p.kernel_width / 2); }
-
-// (groups, size) of one pixel -> size rows of lanes, `row` floats apart.
-INLINE void spread(const float* source, Int size, Int count, float* target, Int row) {
-  if (size == 1) {
-    memcpy(target, source, sizeof(float) * count);
-    return;
-  }
-  Int full = count / size;
-  for (Int i = 0; i < size; ++i)
-    for (Int g = 0; g < full; ++g) target[i * row + g] = source[g * size + i];
-  for (Int i = 0; full * size + i < count; ++i) target[i * row + full] = source[full * size + i];
-}
-
-INLINE void gather(const float* source, Int row, Int size, Int count, float* target) {
-  if (size == 1) {
-    memcpy(target, source, sizeof(float) * count);
-    return;
-  }
-  Int full = count / size;
-  for (Int g = 0; g < full; ++g)
-    for (Int i = 0; i < size; ++i) target[g * size + i] = source[i * row + g];
-  for (Int i = 0; full * size + i < count; ++i) target[full * size + i] = source[i * row + full];
-}
 
 void widen(const uint16_t* source, Int count, float* target) {
   for (Int i = 0; i < count; ++i) {

@@ -29,6 +29,16 @@ INLINE Floats component(Floats q, Floats k) {
   return (Floats)((Ints)d | INT32_MIN);
 }
 
+// The scaled similarity: queries and keys point at the first of `depth` components.
+template <int SIMILARITY, bool SCALAR>
+INLINE Floats phi(const float* query, Int query_row, const float* key, Int key_row, Int depth,
+                  float scale) {
+  Floats sum = component<SIMILARITY>(load(query), load(key));
+  for (Int d = 1; !SCALAR && d < depth; ++d)
+    sum += component<SIMILARITY>(load(query + d * query_row), load(key + d * key_row));
+  return sum * scale;
+}
+
 // The derivative of the component by q, but for the factor `slope_of_query`.
 template <int SIMILARITY>
 INLINE Floats slope(Floats q, Floats k, Floats other) {
@@ -61,6 +71,8 @@ class Window {
     columns_ = memory.ints(layout.whole_lanes);
     phase = memory.indices(p.kernel_width);
     step = memory.indices(p.kernel_width);
+    key_place = memory.indices(p.kernel_width);
+    value_place = memory.indices(p.kernel_width);
     slot = memory.indices(p.kernel_height);
     wide = memory.floats(layout.groups * most(p.channels_per_group, p.depth));
   }
@@ -81,6 +93,8 @@ class Window {
     for (Int b = 0; b < p_.kernel_width; ++b) {
       phase[b] = b * p_.dilation % p_.stride;
       step[b] = b * p_.dilation / p_.stride * layout_.groups;
+      key_place[b] = phase[b] * p_.depth * layout_.whole_columns + step[b];
+      value_place[b] = phase[b] * p_.channels_per_group * layout_.whole_columns + step[b];
     }
   }
 
@@ -120,19 +134,10 @@ class Window {
     return (x >= 0) & (x < (int32_t)p_.width);
   }
 
-  // The logits of a tap, but for the prior. Queries and keys point at the first component.
-  template <int SIMILARITY, bool SCALAR>
-  INLINE Floats phi(const float* query, Int query_row, const float* key) const {
-    Floats sum = component<SIMILARITY>(load(query), load(key));
-    for (Int d = 1; !SCALAR && d < p_.depth; ++d)
-      sum += component<SIMILARITY>(load(query + d * query_row),
-                                   load(key + d * layout_.whole_columns));
-    return sum * p_.scale;
-  }
-
   float *keys, *values;  // rings of (phase, size, columns)
   Int key_row, value_row;
-  Int *phase, *step;  // of the taps of a window row
+  Int *phase, *step;             // of the taps of a window row
+  Int *key_place, *value_place;  // their places in a row of the rings
   Int* slot;          // of window row a
   Int first, last;    // window rows inside the image
   float* wide;          // a pixel, widened
