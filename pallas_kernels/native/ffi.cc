@@ -116,12 +116,12 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer k
 #define RESULT Ret<ffi::AnyBuffer>()
 #define OPTIONS Attr<Sizes>("sizes").Attr<bool>("softmax").Attr<float>("scale")
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(local_relation_forward, forward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_forward, forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
                                   .RESULT.RESULT.RESULT.RESULT.OPTIONS);
-XLA_FFI_DEFINE_HANDLER_SYMBOL(local_relation_backward, backward,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_backward, backward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT

@@ -12,8 +12,8 @@ from pallas_kernels.native import build
 
 FILE = build.FOLDER / build.LIBRARY
 
-FORWARD = "local_relation_forward"
-BACKWARD = "local_relation_backward"
+FORWARD = "lrnet_cpu_forward"
+BACKWARD = "lrnet_cpu_backward"
 REBUILD = "`python -m pallas_kernels.native`"
 
 

@@ -132,7 +132,7 @@ def test_vmap_of_everything_twice():
     gradients = jax.grad(loss, argnums=(0, 1, 2, 3))
     twice = jax.jit(jax.vmap(jax.vmap(gradients)))
     got = twice(*stacked)
-    assert twice.lower(*stacked).as_text().count("@local_relation_backward") == 1
+    assert twice.lower(*stacked).as_text().count("@lrnet_cpu_backward") == 1
     for (i, j), inputs in zip(itertools.product(range(2), range(3)), many, strict=True):
         want = gradients(*inputs)
         for a, b in zip(got, want, strict=True):
@@ -177,7 +177,7 @@ def test_the_default_runs_it_and_exports_without_it():
     """An artefact must run where the library is not. A user who names it gets an error."""
     inputs = make_inputs(SMALL)
     default = jax.jit(jax.grad(functools.partial(loss, implementation=None), argnums=(0, 1, 2, 3)))
-    calls = ("local_relation_forward", "local_relation_backward")
+    calls = ("lrnet_cpu_forward", "lrnet_cpu_backward")
     text = default.lower(*inputs).as_text()
     assert all(f"@{call}" in text for call in calls)
     exported = jax.export.export(default)(*inputs)
@@ -196,7 +196,7 @@ def test_the_default_without_a_library(monkeypatch):
     def default(*arrays):
         return local_relation(*arrays, **SMALL.options)
 
-    assert "local_relation_forward" not in jax.jit(default).lower(*inputs).as_text()
+    assert "lrnet_cpu_forward" not in jax.jit(default).lower(*inputs).as_text()
 
 
 def test_float64_is_refused():
