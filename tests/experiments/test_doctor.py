@@ -51,7 +51,8 @@ def test_this_machine(tmp_path):
     for line in lines[:-2]:
         assert re.match(r"(ok|attention|broken) {1,8}\w| {26}\S", line), line
     assert f"jax {jax.__version__}" in " ".join(done.stdout.split())
-    assert f"{api.DEFAULT} for " in done.stdout
+    built = api.IMPLEMENTATIONS["native"].unavailable() is None
+    assert f"{'native' if built else api.DEFAULT} for " in done.stdout
     assert "not pallas: JAX computes on cpu here" in " ".join(done.stdout.split())
 
 
