@@ -14,6 +14,7 @@ GROUPS = {
         "train", "evaluate", "predict", "export", "import_weights", "replay",
     ),
     "Reproduce the paper": ("sweep", "tables", "figures", "study"),
+    "Try out": ("photographs", "transfer"),
     "Prepare a machine": ("doctor", "prepare_imagenet"),
     "Measure": (
         "benchmark_networks", "benchmark_input", "compare_kernels", "measure_saving",

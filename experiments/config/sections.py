@@ -44,6 +44,10 @@ class Data:
       flip: whether training images are mirrored at random.
       shift: maximum number of pixels by which training images are moved at random; for small
         images.
+      randaugment: number of random operations that each training image goes through
+        (`lrnet_jax.data.rand_augment`); 0 for none.
+      randaugment_magnitude: how strong they are, 0 to 30.
+      random_erasing: probability that a box of a training image is erased.
       mixup_alpha: pairs of training images are blended with shares from Beta(alpha, alpha); 0 for
         none.
       cutmix_alpha: a box of its partner is pasted into each training image, with its area from
@@ -62,6 +66,9 @@ class Data:
     tolerate_bad_images: int = 0
     flip: bool = True
     shift: int = 0
+    randaugment: int = 0
+    randaugment_magnitude: float = 9.0
+    random_erasing: float = 0.0
     mixup_alpha: float = 0.0
     cutmix_alpha: float = 0.0
 
@@ -72,7 +79,9 @@ class Data:
 
     def __post_init__(self) -> None:
         names = ("workers", "tolerate_bad_images", "shift", "mixup_alpha", "cutmix_alpha")
-        check_at_least(0, "data.", self, *names)
+        check_at_least(0, "data.", self, *names, "randaugment")
+        check_between(0, 30, "data.", self, "randaugment_magnitude")
+        check_between(0, 1, "data.", self, "random_erasing")
         check_at_least(1, "data.", self, "image_size")
         check_share("data.", self, "holdout")
 
@@ -274,6 +283,18 @@ def check_at_least(least: float, section: str, node: Any, *names: str) -> None:
         number = getattr(node, name)
         if number is not None and not number >= least:
             raise ConfigError(f"{section}{name} must be at least {least}, got {number}")
+
+
+def check_between(least: float, most: float, section: str, node: Any, *names: str) -> None:
+    """Refuses fields of a section that are outside a range.
+
+    Raises:
+      ConfigError: a field is; the message names it.
+    """
+    for name in names:
+        number = getattr(node, name)
+        if not least <= number <= most:
+            raise ConfigError(f"{section}{name} must be in [{least}, {most}], got {number}")
 
 
 def check_above_0(section: str, node: Any, *names: str, no_limit: str | None = None) -> None:

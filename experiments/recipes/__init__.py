@@ -4,10 +4,10 @@
 """
 
 from experiments.config import Config
-from experiments.recipes import imagenet, paper_tables, quickstart, study
+from experiments.recipes import finetune, imagenet, paper_tables, quickstart, study
 
 RECIPES: dict[str, Config] = {
     config.recipe: config
-    for family in (imagenet, quickstart, paper_tables, study)
+    for family in (imagenet, quickstart, finetune, paper_tables, study)
     for config in family.CONFIGS
 }

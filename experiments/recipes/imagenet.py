@@ -10,11 +10,13 @@ images, as on the paper's GPUs, whatever the number of devices.
 
     python -m experiments.train --config=lrnet50_modern --workdir=runs/lrnet50_modern
 
-NAME_modern trains LR-Net-26, LR-Net-50 and their ResNets as has become usual since: 300 epochs with
-a cosine decay, label smoothing 0.1, Mixup (0.2) and CutMix (1) in turn, weight decay 2e-5, and
-evaluation with averaged weights. It follows torchvision's second recipe for ResNet-50, without
-random erasing, TrivialAugment and the smaller training crops, and with half of its epochs. Compare
-a network of this family only with another of this family.
+NAME_modern trains LR-Net-26, LR-Net-50 and their ResNets as has become usual since: 300 epochs
+with a cosine decay, label smoothing 0.1, RandAugment (2 operations of magnitude 9), random erasing
+(0.1), Mixup (0.2) and CutMix (1) in turn, drop path (0.05), weight decay 2e-5, and evaluation with
+averaged weights. It follows torchvision's second recipe for ResNet-50, with RandAugment for
+TrivialAugment, without the smaller training crops, and with half of its epochs. The drop path is
+that of "ResNet strikes back" (arXiv 2110.00476). Compare a network of this family only with another
+of this family.
 
 The paper's top-1: ResNet-18 70.1, LR-Net-18 74.6, ResNet-26 72.8, LR-Net-26 75.7, ResNet-50 76.3,
 LR-Net-50 77.3, ResNet-101 77.9, LR-Net-101 78.5. Neither family has been run here yet.
@@ -36,9 +38,9 @@ CONFIGS: tuple[Config, ...] = tuple(recipe(name, name, model=MODEL) for name in 
         f"{name}_modern",
         name,
         model=MODEL,
-        data=Data(mixup_alpha=0.2, cutmix_alpha=1.0),
+        data=Data(randaugment=2, random_erasing=0.1, mixup_alpha=0.2, cutmix_alpha=1.0),
         optim=Optim(learning_rate=0.5, weight_decay=2e-5, label_smoothing=0.1, decay="cosine"),
-        train=Train(epochs=300.0, ema_decay=0.9999),
+        train=Train(epochs=300.0, ema_decay=0.9999, drop_path=0.05),
     )
     for name in _MODERN
 )

@@ -14,6 +14,7 @@ from experiments.run.imported import RECIPE as IMPORTED
 from experiments.run.overrides import typed
 from experiments.run.results import known_scores
 from lrnet_jax.complexity import network_cost
+from lrnet_jax.data.in_memory import EMBEDDED
 from lrnet_jax.preprocessing import Preprocessing, class_names
 from lrnet_jax.variant import Variant
 
@@ -21,7 +22,7 @@ FILE = "README.md"
 NOT_STATED = "not stated"
 # Name of a data set: its name on hubs of models, and the terms of its images.
 DATA = {
-    "fashion_mnist_subset": ("fashion_mnist", "MIT (Zalando SE)"),
+    **dict.fromkeys(EMBEDDED, ("fashion_mnist", "MIT (Zalando SE)")),
     "imagenet2012": ("imagenet-1k", "ImageNet's terms of access, for non-commercial research"),
 }
 LISTED = 20  # class names on the card

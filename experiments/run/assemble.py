@@ -79,7 +79,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         functional,
         optimizer,
         schedule,
-        augment=make_augment(config, normalize),
+        augment=make_augment(config, dataset, normalize),
         mix=make_mix(config),
         drop_path=make_drop_path(config),
         label_smoothing=config.optim.label_smoothing,

@@ -11,6 +11,8 @@ from lrnet_jax.data import augment as augmentation
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.data.mixing import Mixed, mix
+from lrnet_jax.data.rand_augment import rand_augment
+from lrnet_jax.data.random_erasing import erase
 from lrnet_jax.functional import Functional, Variables
 from lrnet_jax.training.attack import Budget, attack_network
 from lrnet_jax.training.devices import DeviceBatch
@@ -54,18 +56,22 @@ def make_normalize(config: Config, dataset: Dataset) -> Callable[[jax.Array], ja
 
 
 def make_augment(
-    config: Config, normalize: Callable[[jax.Array], jax.Array]
+    config: Config, dataset: Dataset, normalize: Callable[[jax.Array], jax.Array]
 ) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array]:
     """Images uint8, positions in the global batch, key -> augmented and normalised images.
 
     Images that will be attacked stay uint8, because `make_attack` normalises them.
     """
     finish = (lambda images: images) if config.attack.steps else normalize
+    data = config.data
 
     def prepare(images: jax.Array, index: jax.Array, key: jax.Array) -> jax.Array:
-        return finish(
-            augmentation.augment(images, index, key, flip=config.data.flip, shift=config.data.shift)
+        images = augmentation.augment(images, index, key, flip=data.flip, shift=data.shift)
+        images = rand_augment(
+            images, index, key, operations=data.randaugment, magnitude=data.randaugment_magnitude
         )
+        images = erase(images, index, key, probability=data.random_erasing, fill=dataset.mean)
+        return finish(images)
 
     return prepare
 

@@ -21,6 +21,8 @@ on the device (`augment.py`).
     decode.py      from the bytes of an image to a crop
     augment.py     normalisation and augmentation on the device
     mixing.py      Mixup and CutMix on the device
+    rand_augment.py     RandAugment on the device
+    random_erasing.py   random erasing on the device
     prefetch.py    transfers the next batches while a step runs
 """
 
@@ -28,7 +30,7 @@ from typing import Any
 
 from lrnet_jax.data.dataset import Batch, Dataset
 from lrnet_jax.data.examples import BadImageError, MissingDatasetError
-from lrnet_jax.data.in_memory import InMemoryDataset, fashion_mnist_subset
+from lrnet_jax.data.in_memory import EMBEDDED, InMemoryDataset, fashion_mnist_subset
 from lrnet_jax.data.records import DamagedDatasetError
 
 __all__ = [
@@ -58,9 +60,9 @@ def open_dataset(
     """Opens a data set by name.
 
     Args:
-      name: "fashion_mnist_subset", which ships with the package and needs nothing else; "folder",
-        a folder of images (see `folder.py`); "imagenet2012"; or any set of labelled images that
-        TFDS has prepared.
+      name: one of `in_memory.EMBEDDED`, which ship with the package and need nothing else;
+        "folder", a folder of images (see `folder.py`); "imagenet2012"; or any set of labelled
+        images that TFDS has prepared.
       data_dir: the folder of images, or where TFDS put its sets; None for $TFDS_DATA_DIR or
         ~/tensorflow_datasets.
       image_size: height and width of the images; None for 28 (embedded) or 224.
@@ -82,9 +84,9 @@ def open_dataset(
     """
     splits: dict[str, Any] = {"train_split": train_split, "eval_split": eval_split}
     keys = {"image_key": image_key, "label_key": label_key}
-    if name == "fashion_mnist_subset":
+    if name in EMBEDDED:
         _refuse(name, holdout=holdout, **splits, **keys)
-        return fashion_mnist_subset(image_size)
+        return fashion_mnist_subset(image_size, name)
     reading: dict[str, Any] = {
         "data_dir": data_dir,
         "image_size": image_size,

@@ -5,6 +5,7 @@ import functools
 import importlib.resources
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -140,7 +141,28 @@ class InMemoryDataset:
             }
 
 
-def fashion_mnist_subset(image_size: int | None = None) -> InMemoryDataset:
+class Part(NamedTuple):
+    """A part of the embedded images.
+
+    Attributes:
+      classes: which of the ten; their labels are counted from 0.
+      train_images: the number of training images of each class.
+    """
+
+    classes: range
+    train_images: int = 1000
+
+
+EMBEDDED = {
+    "fashion_mnist_subset": Part(range(10)),
+    "fashion_mnist_first_half": Part(range(5)),
+    "fashion_mnist_second_half_tenth": Part(range(5, 10), 100),
+}
+
+
+def fashion_mnist_subset(
+    image_size: int | None = None, name: str = "fashion_mnist_subset"
+) -> InMemoryDataset:
     """The embedded data: 10,000 + 2,000 images of Fashion-MNIST, 28 x 28, ten balanced classes.
 
     A fixed subset, training images from the official training split and evaluation images from the
@@ -149,6 +171,9 @@ def fashion_mnist_subset(image_size: int | None = None) -> InMemoryDataset:
 
     Args:
       image_size: None for 28, or a size to which the images are enlarged or reduced (bicubic).
+      name: the whole, or one of the parts in `EMBEDDED`: the classes 0 to 4; a tenth of the
+        training images of the classes 5 to 9, with all their evaluation images. All have one
+        normalisation.
 
     Source: Xiao, Rasul, Vollgraf, "Fashion-MNIST", arXiv 1708.07747. MIT licence.
     """
@@ -161,16 +186,19 @@ def fashion_mnist_subset(image_size: int | None = None) -> InMemoryDataset:
     mean, std = float(train.mean()), float(train.std())
     if image_size != TILE:
         train, evaluation = (_resize(images, image_size) for images in (train, evaluation))
+    classes, count = EMBEDDED[name]
+    train_images, train_labels = _of_classes(train, classes, count)
+    eval_images, eval_labels = _of_classes(evaluation, classes, len(evaluation))
     return InMemoryDataset(
-        name="fashion_mnist_subset",
-        train_images=train,
-        train_labels=sheet_labels(len(train)),
-        eval_images=evaluation,
-        eval_labels=sheet_labels(len(evaluation)),
-        num_classes=len(FASHION_CLASSES),
+        name=name,
+        train_images=train_images,
+        train_labels=train_labels,
+        eval_images=eval_images,
+        eval_labels=eval_labels,
+        num_classes=len(classes),
         mean=(mean,) * 3,
         std=(std,) * 3,
-        class_names=FASHION_CLASSES,
+        class_names=tuple(FASHION_CLASSES[label] for label in classes),
     )
 
 
@@ -191,6 +219,14 @@ def sheet_labels(count: int) -> np.ndarray:
     """Labels (count,) int32 of a sheet: equally many images of each class, in class order."""
     classes = len(FASHION_CLASSES)
     return np.repeat(np.arange(classes, dtype=np.int32), count // classes)
+
+
+def _of_classes(images: np.ndarray, classes: range, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` images of each class of a sheet, and their labels counted from 0."""
+    each = len(images) // len(FASHION_CLASSES)
+    place, label = np.arange(len(images)) % each, sheet_labels(len(images))
+    chosen = (place < count) & np.isin(label, classes)
+    return images[chosen], label[chosen] - classes.start
 
 
 def _resize(images: np.ndarray, size: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from PIL import Image
 from lrnet_jax.data import records
 from lrnet_jax.data.decode import decode
 from lrnet_jax.data.examples import BadImageError, Example, Examples, MissingDatasetError
+from lrnet_jax.data.in_memory import EMBEDDED
 from lrnet_jax.data.records import DamagedDatasetError, FileFormat, Records
 from lrnet_jax.data.splits import SplitSize, select
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 EVALUATION_SPLITS = ("validation", "test")
-OWN_NAMES = ("fashion_mnist_subset", "folder")  # of the sets that TFDS does not prepare
+OWN_NAMES = (*EMBEDDED, "folder")  # of the sets that TFDS does not prepare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -32,7 +32,8 @@ def test_the_modern_recipe():
     assert modern.optim.decay == "cosine"
     assert modern.optim.label_smoothing == 0.1
     assert (modern.data.mixup_alpha, modern.data.cutmix_alpha) == (0.2, 1.0)
-    assert modern.train.ema_decay == 0.9999
+    assert (modern.data.randaugment, modern.data.random_erasing) == (2, 0.1)
+    assert (modern.train.ema_decay, modern.train.drop_path) == (0.9999, 0.05)
     assert not paper.data.mixes
     assert (paper.optim.label_smoothing, paper.train.ema_decay) == (0, 0)
 
@@ -87,6 +88,8 @@ def test_a_configuration_of_before_a_field_was_there():
         del record["optim"][field]
     for field in ("drop_path", "init_from", "fork_from"):
         del record["train"][field]
+    for field in ("randaugment", "randaugment_magnitude", "random_erasing"):
+        del record["data"][field]
     assert configs.from_dict(record) == QUICK
 
 

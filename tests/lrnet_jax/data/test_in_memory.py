@@ -58,6 +58,22 @@ def test_embedded_description():
     np.testing.assert_allclose(data.std, [pixels.std()] * 3)
 
 
+def test_embedded_parts():
+    """Five classes; a tenth of the training images of the five others. All from one whole."""
+    whole = open_dataset("fashion_mnist_subset")
+    first = open_dataset("fashion_mnist_first_half")
+    tenth = open_dataset("fashion_mnist_second_half_tenth")
+    assert first.class_names + tenth.class_names == whole.class_names
+    assert (first.mean, first.std) == (tenth.mean, tenth.std) == (whole.mean, whole.std)
+    np.testing.assert_array_equal(first.train_images, whole.train_images[:5000])
+    np.testing.assert_array_equal(first.train_labels, np.arange(5000) // 1000)
+    rows = np.concatenate([np.arange(start, start + 100) for start in range(5000, 10000, 1000)])
+    np.testing.assert_array_equal(tenth.train_images, whole.train_images[rows])
+    np.testing.assert_array_equal(tenth.train_labels, np.arange(500) // 100)
+    np.testing.assert_array_equal(tenth.eval_images, whole.eval_images[1000:])
+    np.testing.assert_array_equal(tenth.eval_labels, np.arange(1000) // 200)
+
+
 def test_embedded_batches():
     data = open_dataset("fashion_mnist_subset")
     (batch,) = take(data.train_batches(16, seed=0), 1)
