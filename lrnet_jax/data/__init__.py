@@ -13,8 +13,9 @@ on the device (`augment.py`).
     loading.py     worker processes that load their batches, bad images
     examples.py    what a split on disk offers to them
     splits.py      slices of splits
-    folder.py      a folder of images
-    listing.py     lists its files, and orders them
+    folder.py      a folder of images: its splits
+    class_folders.py  the images of a split of it
+    listing.py     lists their files, and orders them
     imagenet.py    ImageNet and other sets that TFDS prepared
     prepared.py    finds such a set and checks that it is whole
     records.py     random access to its files

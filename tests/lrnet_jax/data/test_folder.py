@@ -12,9 +12,9 @@ from lrnet_jax.data import (
     BadImageError,
     DamagedDatasetError,
     MissingDatasetError,
-    folder,
     open_dataset,
 )
+from lrnet_jax.data.class_folders import list_folder
 from tests.lrnet_jax.data import image_folders, miniature
 from tests.lrnet_jax.data.image_folders import CLASSES, noise, three_classes, write
 from tests.lrnet_jax.data.miniature import open_miniature
@@ -78,7 +78,7 @@ def test_an_unpacked_imagenet_gives_the_batches_of_its_records(prepared_dir, tmp
     unpack_imagenet(tmp_path, records)
     names = records.class_names  # the miniature has images of a few of the thousand classes
     train, evaluation = (
-        folder.list_folder(tmp_path / name, names).split(name) for name in ("train", "val")
+        list_folder(tmp_path / name, names).split(name) for name in ("train", "val")
     )
     ours = dataclasses.replace(records, train=train, evaluation=evaluation)
     assert_same(*(take(d.train_batches(4, seed=1), 9) for d in (ours, records)))
@@ -150,7 +150,7 @@ def test_a_link_that_leads_back_is_refused(images, target):
 
 def test_images_of_one_name_are_in_the_order_of_their_paths(tmp_path):
     write(tmp_path, {f"{name}/{part}/1.png": noise(0) for name in "ab" for part in "zyx"})
-    listed = folder.list_folder(tmp_path).split("train")
+    listed = list_folder(tmp_path).split("train")
     assert paths(listed) == sorted(paths(listed))
 
 
