@@ -1,41 +1,57 @@
-"""Evaluates a checkpoint on its evaluation split.
+r"""Evaluates a checkpoint on its evaluation split, or on other images.
 
     python -m experiments.evaluate --run=runs/quickstart
     python -m experiments.evaluate --run=runs/quickstart --attack=untargeted
+    python -m experiments.evaluate --run=runs/lrnet50 --config.data.eval_split=train[:10000]
+    python -m experiments.evaluate --run=runs/lrnet50 --config.data.name=folder \
+        --config.data.data_dir=imagenet-a --config.data.eval_split=train
 
 The network and the images follow from the checkpoint. On as many devices as the training run had,
-the numbers equal those of the training run bit for bit.
+the numbers equal those of the training run bit for bit. Fields --config.data.* choose other images:
+a folder or another prepared set, a split, a size. The class folders of a folder without splits are
+its split "train".
+
+Classes are matched by their names, synsets or words. If a data set has some of the network's
+classes only, as ImageNet-A and ImageNet-R have, only these compete. Folders that are numbers, as
+those of ImageNet-V2, are labels. A class that the network does not have is an error.
+
+    python -m experiments.evaluate --run=runs/quickstart --report=DIR
+
+writes report.html, a page with the scores of each class, the confusions, how well the network knows
+when it is right, and the images of which it was sure and wrong. The tables beside it are CSV. It
+needs matplotlib, pip install -e .[figures].
 
 With --attack, each image is first changed to mislead the network (`lrnet_jax.training.attack`). The
 paper's two budgets, eps 16 in 20 steps of 1 and in 10 steps of 2, are separate attacks, and
 --epsilon may be given several times. The numbers of a finished run are kept in its workdir, for
-`experiments.tables`.
+`experiments.tables`, unless the images are others than the run's.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import sys
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
-import jax
 from absl import flags
+from tqdm import tqdm
 
-import lrnet_jax
-from experiments import config as configs
-from experiments.cli import attack_flags, command_line, device_flags, run_flags
-from experiments.config import Config, ConfigError
+from experiments.cli import attack_flags, command_line, config_flags, device_flags, run_flags
+from experiments.config import ConfigError
+from experiments.report.drawing import require_matplotlib
+from experiments.report.evaluation_report import PAGE, make_report, write_report
 from experiments.run import attacks
 from experiments.run.attacks import Plan
-from experiments.run.check_data import check_same_classes
-from experiments.run.inputs import eval_batches, make_normalize, open_data
+from experiments.run.evaluated import Checkpoint, open_checkpoint
+from experiments.run.inputs import eval_batches
+from experiments.run.outcomes import collect, image_name
 from experiments.run.results import describe_result
 from experiments.run.scores import AttackedScores, Scores
-from lrnet_jax.data.dataset import Dataset
-from lrnet_jax.functional import Functional, Variables, split
 from lrnet_jax.training import steps
-from lrnet_jax.training.devices import parallel, replicate
+from lrnet_jax.training.attack import Budget
+from lrnet_jax.training.devices import parallel
 from lrnet_jax.training.evaluation import evaluate
 
 
@@ -46,6 +62,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "data_dir", None, "Folder of the prepared data sets (default: the run's).",
         flag_values=flag_values,
     )  # fmt: skip
+    config_flags.define_changes(flag_values)
     flags.DEFINE_boolean(
         "ema", None,
         "Evaluate the averaged weights, or with --noema the last ones (default: the averaged ones "
@@ -56,6 +73,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "batch_size", None, "Images per step over all devices (default: the run's).",
         lower_bound=1, flag_values=flag_values,
     )  # fmt: skip
+    flags.DEFINE_string("report", None, "A new folder for a report.", flag_values=flag_values)
     attack_flags.define_flags(flag_values)
     device_flags.define_flags(flag_values)
 
@@ -64,107 +82,115 @@ def main(options: flags.FlagValues) -> None:
     """Entry point."""
     path = run_flags.chosen_run(options)
     plan = attack_flags.chosen_plan(options)
+    changes = config_flags.chosen_changes(options)
+    if options.data_dir and "data.data_dir" in dict(changes):
+        raise ConfigError("--data_dir and --config.data.data_dir are the same; leave one out")
+    report = chosen_report(options)
     device_flags.apply(options, beside_training=True)
     checkpoint = open_checkpoint(
-        path, data_dir=options.data_dir, batch_size=options.batch_size, ema=options.ema
+        path,
+        data_dir=options.data_dir,
+        batch_size=options.batch_size,
+        ema=options.ema,
+        changes=changes,
     )
-    result = evaluate_checkpoint(checkpoint)
-    record: dict[str, object] = dataclasses.asdict(result)
-    print(describe_result(result))
+    for note in checkpoint.notes:
+        print(note, file=sys.stderr)
+    if report is None:
+        result = evaluate_checkpoint(checkpoint)
+        record: dict[str, object] = dataclasses.asdict(result)
+        print(describe_result(result), flush=True)
+    else:
+        record = report_checkpoint(checkpoint, path, report)
     if plan is not None:
-        attacked = attack_checkpoint(checkpoint, plan)
-        print(*attacks.describe(attacked), sep="\n")
-        attacks.keep(pathlib.Path(path), attacked)
-        record["attacked"] = [dataclasses.asdict(result) for result in attacked]
+        attacked = []
+        for scores in attack_checkpoint(checkpoint, plan):
+            print(attacks.describe(scores), flush=True)
+            attacked.append(scores)
+        if not changes:
+            attacks.keep(pathlib.Path(path), attacked)
+        record["attacked"] = [dataclasses.asdict(scores) for scores in attacked]
     print(json.dumps(record))
-
-
-class Checkpoint(NamedTuple):
-    """A checkpoint that can be evaluated.
-
-    Attributes:
-      step: its training step.
-      config: of its run.
-      functional: its network.
-      variables: params and batch_stats, on all devices.
-      dataset: the images.
-      batch_size: images per step over all devices.
-    """
-
-    step: int
-    config: Config
-    functional: Functional
-    variables: Variables
-    dataset: Dataset
-    batch_size: int
-
-
-def open_checkpoint(
-    path: str,
-    *,
-    data_dir: str | None = None,
-    batch_size: int | None = None,
-    ema: bool | None = None,
-) -> Checkpoint:
-    """Loads a checkpoint and opens its data set.
-
-    Args:
-      path: a workdir or a step directory.
-      data_dir: folder of the prepared data sets; the run's by default.
-      batch_size: images per step over all devices; the run's by default.
-      ema: which weights, see `lrnet_jax.load_checkpoint`.
-
-    Raises:
-      CheckpointError: it cannot be read.
-      ConfigError: its configuration cannot be evaluated here.
-      MissingDatasetError: the data set is not on this machine.
-    """
-    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
-    for message in metadata["damaged"]:
-        print(f"{message}; step {metadata['step']} is evaluated", file=sys.stderr)
-    config = configs.from_dict(metadata["config"])
-    batch_size = batch_size or config.train.eval_batch_size
-    if batch_size % jax.device_count():
-        raise ConfigError(
-            f"--batch_size={batch_size} is not divisible by {jax.device_count()} devices"
-        )
-    dataset = open_data(config, data_dir)
-    check_same_classes(metadata, dataset)
-    functional, *variables = split(model)
-    return Checkpoint(
-        step=metadata["step"],
-        config=config,
-        functional=functional,
-        variables=replicate(tuple(variables)),
-        dataset=dataset,
-        batch_size=batch_size,
-    )
 
 
 def evaluate_checkpoint(checkpoint: Checkpoint) -> Scores:
     """Top-1, top-5 and loss of a checkpoint on the whole evaluation split."""
-    normalize = make_normalize(checkpoint.config, checkpoint.dataset)
     step = parallel(
-        steps.eval_step(checkpoint.functional, normalize),
+        steps.eval_step(checkpoint.functional, checkpoint.normalize),
         precision=checkpoint.config.train.precision,
     )
     batches = eval_batches(checkpoint.dataset, checkpoint.batch_size)
-    return Scores.at_step(checkpoint.step, evaluate(step, checkpoint.variables, batches))
+    with count_images(checkpoint, "evaluation") as on_batch:
+        evaluation = evaluate(step, checkpoint.variables, batches, on_batch)
+    return Scores.at_step(checkpoint.step, evaluation)
 
 
-def attack_checkpoint(checkpoint: Checkpoint, plan: Plan) -> list[AttackedScores]:
+def chosen_report(options: flags.FlagValues) -> pathlib.Path | None:
+    """The folder of --report.
+
+    Raises:
+      ConfigError: it exists, or matplotlib is not installed.
+    """
+    if not options.report:
+        return None
+    folder = pathlib.Path(options.report)
+    if folder.exists():
+        raise ConfigError(f"{folder} exists; give another --report")
+    require_matplotlib("; or leave --report out")
+    return folder
+
+
+def report_checkpoint(checkpoint: Checkpoint, path: str, folder: pathlib.Path) -> dict[str, object]:
+    """Evaluates a checkpoint image by image and writes the report.
+
+    Args:
+      checkpoint: to evaluate.
+      path: it is from here.
+      folder: of the report, which does not exist yet.
+
+    Returns:
+      The numbers of all images as JSON types.
+    """
+    with count_images(checkpoint, "evaluation") as on_batch:
+        outcomes = collect(checkpoint, on_batch)
+    split = checkpoint.config.data.eval_split
+    images = f"{checkpoint.config.data.name}{f', {split}' if split else ''}"
+    title = f"{checkpoint.config.network} of {path} on {images}"
+    name = functools.partial(image_name, checkpoint)
+    report = make_report(title, checkpoint.notes, checkpoint.step, outcomes, name)
+    print(describe_result(report.scores), flush=True)
+    write_report(folder, report)
+    error = report.calibration.error
+    print(f"expected calibration error {100 * error:.2f} %\nwrote {folder / PAGE}", flush=True)
+    return {**dataclasses.asdict(report.scores), **report.summary()}
+
+
+def attack_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Iterator[AttackedScores]:
     """The same under an attack, for each of its budgets."""
-    normalize = make_normalize(checkpoint.config, checkpoint.dataset)
     attacked_step = attacks.parallel_step(
         checkpoint.functional,
-        normalize,
+        checkpoint.normalize,
         targeted=plan.kind == "targeted",
         precision=checkpoint.config.train.precision,
     )
     batches = functools.partial(
         eval_batches, checkpoint.dataset, checkpoint.batch_size, with_index=True
     )
-    return attacks.run(attacked_step, checkpoint.variables, batches, plan, checkpoint.step)
+
+    def progress(budget: Budget) -> contextlib.AbstractContextManager[Callable[[int], object]]:
+        text = f"{plan.kind}, eps {budget.epsilon:g}, {budget.steps} steps"
+        return count_images(checkpoint, text)
+
+    return attacks.run(
+        attacked_step, checkpoint.variables, batches, plan, checkpoint.step, progress
+    )
+
+
+@contextlib.contextmanager
+def count_images(checkpoint: Checkpoint, text: str) -> Iterator[Callable[[int], object]]:
+    """Shows the progress of an evaluation on a terminal."""
+    with tqdm(total=checkpoint.dataset.num_eval, unit="image", desc=text, disable=None) as bar:
+        yield bar.update
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from experiments.config import ConfigError
 from experiments.run import attacks
 from experiments.run.attacks import Plan
 from experiments.run.scores import PAPER_BUDGETS
-from lrnet_jax.training.attack import Budget
+from lrnet_jax.training.attack import WHITE, Budget
 
 _OPTIONAL = ("epsilon", "steps", "step_size", "seed")  # have no meaning without --attack
 
@@ -21,7 +21,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     flags.DEFINE_multi_float(
         "epsilon", 16.0,
         "How far a pixel may be moved, of 255; each value makes an attack",
-        lower_bound=0.0, flag_values=flag_values,
+        lower_bound=0.0, upper_bound=WHITE, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_integer(
         "steps", None,

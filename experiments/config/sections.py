@@ -7,6 +7,7 @@ import dataclasses
 import math
 from typing import Any
 
+from lrnet_jax.training.attack import WHITE
 from lrnet_jax.training.devices import Precision, Way
 from lrnet_jax.training.optimizer import Decay, OptimizerName
 
@@ -108,6 +109,10 @@ class Attack:
 
     def __post_init__(self) -> None:
         check_at_least(0, "attack.", self, "steps", "epsilon", "step_size")
+        if self.epsilon > WHITE:
+            raise ConfigError(
+                f"attack.epsilon must be at most {WHITE:g}, from black to white, got {self.epsilon}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """A trained network under attack, at one budget after another; attacks.json keeps the results."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 
@@ -22,6 +23,8 @@ from lrnet_jax.training.steps import Sums
 FILE = "attacks.json"  # in a workdir
 KINDS = ("targeted", "untargeted")
 
+# Budget -> the context of an attack, which gives a function of the number of images of a batch.
+Progress = Callable[[Budget], contextlib.AbstractContextManager[Callable[[int], object]]]
 AttackedStep = Callable[[tuple[Variables, jax.Array, Budget], DeviceBatch], Sums]
 
 
@@ -66,8 +69,9 @@ def run(
     batches: Callable[[], Iterable[Batch]],
     plan: Plan,
     step: int,
-) -> list[AttackedScores]:
-    """Evaluates a checkpoint under attack, at each budget of a plan.
+    progress: Progress = lambda budget: contextlib.nullcontext(lambda images: None),
+) -> Iterator[AttackedScores]:
+    """Evaluates a checkpoint under attack, at each budget of a plan, one after the other.
 
     Args:
       attacked_step: from `parallel_step`.
@@ -75,8 +79,9 @@ def run(
       batches: returns the batches of the evaluation split; it is called for each budget.
       plan: the attacks.
       step: of the checkpoint.
+      progress: the context of an attack at a budget; it gives what is called after each batch with
+        the number of its images.
     """
-    results = []
     rng = replicate(jax.random.key_data(jax.random.key(plan.seed)))
     for budget in plan.budgets:
         budget_arrays = replicate(budget.to_arrays())
@@ -86,22 +91,18 @@ def run(
         ) -> Sums:
             return attacked_step((variables, rng, budget), batch)
 
-        numbers = evaluate(evaluate_step, variables, batches())
-        results.append(
-            AttackedScores(
-                plan.kind, step, **dataclasses.asdict(budget), seed=plan.seed,
-                **dataclasses.asdict(numbers),
-            )
+        with progress(budget) as on_batch:
+            numbers = evaluate(evaluate_step, variables, batches(), on_batch)
+        yield AttackedScores(
+            plan.kind, step, **dataclasses.asdict(budget), seed=plan.seed,
+            **dataclasses.asdict(numbers),
         )  # fmt: skip
-    return results
 
 
-def describe(results: Iterable[AttackedScores]) -> list[str]:
-    """A line for each budget."""
-    return [
-        f"{r.kind}, eps {r.epsilon:g}, {r.steps} steps of {r.step_size:g}: {describe_numbers(r)}"
-        for r in results
-    ]
+def describe(result: AttackedScores) -> str:
+    """A result in a line."""
+    r = result
+    return f"{r.kind}, eps {r.epsilon:g}, {r.steps} steps of {r.step_size:g}: {describe_numbers(r)}"
 
 
 def keep(path: pathlib.Path, results: Sequence[AttackedScores]) -> None:

@@ -10,7 +10,6 @@ from lrnet_jax.training import processes
 
 USUAL_MAP = 7  # height and width of the last map of every network of the zoo, at its usual size
 SMALL = 64  # pixels; images of this size are never too large for a network
-SHOWN = 3  # classes in a message
 
 
 def check_data(config: Config, dataset: Dataset) -> None:
@@ -87,30 +86,3 @@ def check_same_images(metadata: dict[str, Any], dataset: Dataset) -> None:
             f"{before['num_eval']} to {now['num_train']} + {now['num_eval']} or other names; bring "
             "back the old ones, or give another --workdir"
         )
-
-
-def check_same_classes(metadata: dict[str, Any], dataset: Dataset) -> None:
-    """Refuses to evaluate a checkpoint on images whose labels mean something else.
-
-    Raises:
-      ConfigError: the names or the number of the classes differ.
-    """
-    names, here = metadata.get("class_names"), dataset.class_names
-    if names is not None and here is not None:
-        if list(names) == list(here):
-            return
-        missing = [name for name in names if name not in set(here)]
-        other = [name for name in here if name not in set(names)]
-        reason = "; ".join(
-            f"{what} {', '.join(some[:SHOWN])}" + ", .." * (len(some) > SHOWN)
-            for what, some in (("missing", missing), ("unknown", other))
-            if some
-        )
-        reason = reason or "the same names in another order"
-    elif metadata["num_classes"] == dataset.num_classes:
-        return
-    else:
-        reason = f"{dataset.num_classes} classes instead of {metadata['num_classes']}"
-    raise ConfigError(
-        f"the classes of {dataset.name} are not those that the checkpoint was trained on: {reason}"
-    )

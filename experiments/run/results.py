@@ -7,19 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.run import pasteable
-from experiments.run.scores import AttackedScores, Scores
+from experiments.run.scores import Scores
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.evaluation import Evaluation
 
 FILE = "result.json"  # of a finished run, in its workdir
 
 
-def describe_result(result: Evaluation | Scores) -> str:
+def describe_result(result: Evaluation) -> str:
     """An evaluation in a line."""
     return f"{describe_numbers(result)}  on {result.count} images"
 
 
-def describe_numbers(result: Evaluation | Scores | AttackedScores) -> str:
+def describe_numbers(result: Evaluation) -> str:
     """An evaluation in a line, without the number of images."""
     return f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  loss {result.loss:.4f}"
 

@@ -12,27 +12,24 @@ PAPER_BUDGETS: tuple[Budget, ...] = (Budget(16.0, 1.0, 20), Budget(16.0, 2.0, 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Scores:
-    """The last evaluation of a run, as `result.json` has it.
+class _AtStep:
+    """The field of `Scores` that comes first in its records: fields of the last base are first."""
+
+    step: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores(Evaluation, _AtStep):
+    """The last evaluation of a run, as `result.json` has it: an `Evaluation` and its step.
 
     Attributes:
       step: the step of the checkpoint that was evaluated.
-      top1: accuracy in percent.
-      top5: accuracy in percent.
-      loss: cross-entropy in nats.
-      count: number of images.
     """
-
-    step: int
-    top1: float
-    top5: float
-    loss: float
-    count: int
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """The record of a JSON object; keys of other versions are left out."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        return cls(**_known(cls, record))
 
     @classmethod
     def at_step(cls, step: int, evaluation: Evaluation) -> Self:
@@ -41,8 +38,20 @@ class Scores:
 
 
 @dataclasses.dataclass(frozen=True)
-class AttackedScores:
-    """An evaluation under one attack, as `attacks.json` has it.
+class _Attacked:
+    """The fields of `AttackedScores` that come first in its records."""
+
+    kind: str
+    step: int
+    epsilon: float
+    step_size: float
+    steps: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackedScores(Evaluation, _Attacked):
+    """An `Evaluation` under one attack, as `attacks.json` has it.
 
     Attributes:
       kind: "targeted" or "untargeted".
@@ -51,32 +60,22 @@ class AttackedScores:
       step_size: length of one step of the attack, in levels of 255.
       steps: number of steps of the attack.
       seed: seed of the attack's random starts and targets.
-      top1: accuracy in percent.
-      top5: accuracy in percent.
-      loss: cross-entropy in nats.
-      count: number of images.
     """
-
-    kind: str
-    step: int
-    epsilon: float
-    step_size: float
-    steps: int
-    seed: int
-    top1: float
-    top5: float
-    loss: float
-    count: int
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         """The record of a JSON object; keys of other versions are left out."""
-        return cls(**{field.name: record[field.name] for field in dataclasses.fields(cls)})
+        return cls(**_known(cls, record))
 
     @property
     def budget(self) -> Budget:
         """What the attack was allowed."""
         return Budget(self.epsilon, self.step_size, self.steps)
+
+
+def _known(kind: type, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record's fields."""
+    return {field.name: record[field.name] for field in dataclasses.fields(kind)}
 
 
 def top1_at_paper_budgets(attacked: Iterable[AttackedScores], kind: str) -> float | None:

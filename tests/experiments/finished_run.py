@@ -6,6 +6,8 @@ from experiments import config as configs
 from experiments.run import attacks
 from experiments.run.results import FILE as RESULT
 from experiments.run.scores import AttackedScores
+from lrnet_jax.functional import split
+from lrnet_jax.training.checkpoint_saver import write_model
 
 STEP = 9
 
@@ -50,3 +52,17 @@ def cells(printed, label):
         for line in printed.splitlines()
         if line.startswith(f"| {label} |")
     ]
+
+
+def checkpoint(workdir, config, model, **changes):
+    """Makes a checkpoint of step `STEP` in a workdir."""
+    _, params, batch_stats = split(model)
+    record = {
+        "network": config.network, "variant": configs.to_dict(config)["model"],
+        "num_classes": model.num_classes, "class_names": None,
+        "mean": [72.9] * 3, "std": [90.0] * 3, "image_size": 28,
+        "step": STEP, "config": configs.to_dict(config), **changes,
+    }  # fmt: skip
+    folder = workdir / "checkpoints" / str(STEP)
+    folder.parent.mkdir(parents=True)
+    write_model(folder, {"params": params, "batch_stats": batch_stats}, record)

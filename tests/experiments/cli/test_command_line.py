@@ -7,7 +7,7 @@ import sys
 import pytest
 from absl import flags
 
-from experiments import evaluate, train
+from experiments import evaluate, export, train
 from experiments.cli import attack_flags, command_line, config_flags, run_flags
 from experiments.config import ConfigError
 
@@ -93,7 +93,7 @@ def test_fields_of_the_configuration():
 
 def test_only_commands_with_a_configuration_take_its_fields():
     with pytest.raises(ConfigError, match=r"Unknown command line flag 'config\.seed'"):
-        command_line.parse(["--config.seed=3"], evaluate.define_flags)
+        command_line.parse(["--config.seed=3"], export.define_flags)
 
 
 @pytest.mark.parametrize("name", ["run", "checkpoint"])

@@ -1,7 +1,5 @@
 """Whether configurations, checkpoints and images fit together."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,6 @@ from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run.check_data import (
     check_data,
-    check_same_classes,
     check_same_images,
     describe_images,
     unusual_size,
@@ -105,34 +102,6 @@ def test_a_run_is_not_resumed_with_other_images():
     for other in (dataset(8, digest="two"), dataset(9, digest="one")):
         with pytest.raises(ConfigError, match="the images have changed since step 12, from 8"):
             check_same_images(metadata, other)
-
-
-@pytest.mark.parametrize(
-    ("names", "reason"),
-    [
-        (("b", "a"), "the same names in another order"),
-        (("a", "c"), "missing b; unknown c"),
-        (("a",), "missing b"),
-        (("a", "b", "c", "d", "e", "f"), "unknown c, d, e, .."),
-    ],
-)
-def test_a_checkpoint_is_not_evaluated_on_other_classes(names, reason):
-    metadata = {"class_names": ["a", "b"], "num_classes": 2}
-    check_same_classes(metadata, dataset())
-    with pytest.raises(ConfigError) as raised:
-        check_same_classes(metadata, dataset(names=names))
-    assert str(raised.value).endswith(f"not those that the checkpoint was trained on: {reason}")
-
-
-def test_classes_without_names_are_counted():
-    unnamed = {"class_names": None, "num_classes": 2}
-    check_same_classes(unnamed, dataset())
-    with pytest.raises(ConfigError, match="1 classes instead of 2"):
-        check_same_classes(unnamed, dataset(names=("a",)))
-    check_same_classes(
-        {"class_names": ["a", "b"], "num_classes": 2},
-        dataclasses.replace(dataset(), class_names=None),
-    )
 
 
 def test_evaluation_takes_no_larger_batch_than_the_split():

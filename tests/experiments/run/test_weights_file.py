@@ -20,24 +20,9 @@ from experiments.run.overrides import override
 from experiments.run.results import known_scores
 from experiments.run.weights_file import export_weights
 from lrnet_jax.functional import split
-from lrnet_jax.training.checkpoint_saver import write_model
 from lrnet_jax.training.checkpoints import flatten
-from tests.experiments.finished_run import STEP, finish
+from tests.experiments.finished_run import STEP, checkpoint, finish
 from tests.lrnet_jax.foreign import torch_golden
-
-
-def checkpoint(workdir, config, model, **changes):
-    """Makes a checkpoint of step `STEP` in a workdir."""
-    _, params, batch_stats = split(model)
-    record = {
-        "network": config.network, "variant": configs.to_dict(config)["model"],
-        "num_classes": model.num_classes, "class_names": None,
-        "mean": [72.9] * 3, "std": [90.0] * 3, "image_size": 28,
-        "step": STEP, "config": configs.to_dict(config), **changes,
-    }  # fmt: skip
-    folder = workdir / "checkpoints" / str(STEP)
-    folder.parent.mkdir()
-    write_model(folder, {"params": params, "batch_stats": batch_stats}, record)
 
 
 @pytest.fixture(scope="module")
