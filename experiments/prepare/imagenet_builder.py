@@ -13,6 +13,7 @@ from experiments.prepare.imagenet_tars import TRAIN_TAR, VALIDATION_TAR, Counts,
 from experiments.run import pasteable
 from lrnet_jax.data import imagenet
 from lrnet_jax.data.examples import Examples
+from lrnet_jax.data.flat_imagenet import validation_synsets
 
 FORMATS = ("array_record", "tfrecord")
 # The builder writes every image twice: sorted into temporary files, then into shards.
@@ -63,7 +64,7 @@ def prepare(
         )
         # The builder removes its unfinished folder when an exception passes through it.
         builder.download_and_prepare(download_config=config, file_format=file_format)
-    verify(data_dir, counts, validation_labels(tfds))
+    verify(data_dir, counts, validation_synsets())
     return target
 
 
@@ -103,12 +104,6 @@ def refuse_leftovers(target: pathlib.Path) -> None:
             f"{leftovers[0]} is the unfinished folder of a run that was killed, or of one that is "
             "still running; delete it if none is"
         )
-
-
-def validation_labels(tfds: Any) -> list[str]:
-    """Synsets of the validation images in the order of their names, from the list of TFDS."""
-    path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
-    return str(path.read_text()).split()
 
 
 def verify(data_dir: pathlib.Path, counts: Counts, labels: Sequence[str]) -> None:

@@ -16,7 +16,8 @@ def check_data(config: Config, dataset: Dataset) -> None:
     """Refuses images that cannot be trained on, and warns if their size is unusual.
 
     Raises:
-      ConfigError: there are too few images or classes, or they have other channels.
+      ConfigError: there are too few images or classes, they have other channels, or are not those
+        of process 0.
     """
     batch, images = config.train.batch_size, dataset.num_train
     if batch > images:
@@ -33,6 +34,13 @@ def check_data(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"model.in_channels {config.variant.in_channels} does not fit {dataset.name}, whose "
             "images are RGB; use --config.model.in_channels=3"
+        )
+    own = describe_images(dataset)
+    if processes.broadcast(own) != own:
+        raise ConfigError(
+            f"this process sees other images than process 0: {own['num_train']} + "
+            f"{own['num_eval']}; give all of them the same data_dir, and wait until its files are "
+            "on every node"
         )
     unusual = unusual_size(config, dataset.image_size)
     if unusual and processes.is_first():

@@ -15,6 +15,7 @@ on the device (`augment.py`).
     splits.py      slices of splits
     folder.py      a folder of images: its splits
     class_folders.py  the images of a split of it
+    flat_imagenet.py  ImageNet's validation images, which come without class folders
     listing.py     lists their files, and orders them
     imagenet.py    ImageNet and other sets that TFDS prepared
     prepared.py    finds such a set and checks that it is whole

@@ -18,6 +18,7 @@ import numpy as np
 from lrnet_jax.data import listing
 from lrnet_jax.data.class_folders import FolderSplit, Listed, list_folder, some
 from lrnet_jax.data.examples import Examples, MissingDatasetError, Selection
+from lrnet_jax.data.flat_imagenet import list_validation
 from lrnet_jax.data.on_disk import OnDiskDataset, check_options
 from lrnet_jax.data.records import DamagedDatasetError
 from lrnet_jax.data.splits import SplitSize, select
@@ -122,7 +123,8 @@ def _select(
             raise ValueError(f"split {spec!r}: {root} has the folders {', '.join(folders)}")
         for name in names:
             if name not in listed:
-                listed[name] = list_folder(folders[name])
+                classes = next(iter(listed.values())).classes if listed else ()
+                listed[name] = list_validation(folders[name], classes) or list_folder(folders[name])
     first, *others = listed.values()
     for other in others:
         _check_same_classes(first, other)

@@ -114,6 +114,11 @@ def find(name: str, data_dir: str | None, how_to_prepare: str) -> pathlib.Path:
     Raises:
       MissingDatasetError: there is none.
     """
+    if name.startswith(("/", ".", "~")):
+        raise MissingDatasetError(
+            f"no data set is named {name!r}; a folder of images is the data set 'folder', with its "
+            "path as data_dir"
+        )
     root = pathlib.Path(data_dir or default_data_dir()).expanduser()
     plain, _, version = name.partition(":")
     folder = root / plain

@@ -15,6 +15,7 @@ from experiments.prepare.imagenet_builder import prepare, verify
 from experiments.prepare.imagenet_tars import Counts
 from experiments.prepare_imagenet import exit_on_sigterm
 from lrnet_jax.data import DamagedDatasetError, imagenet
+from lrnet_jax.data.flat_imagenet import validation_synsets
 from tests.lrnet_jax.data import miniature
 
 COUNTS = Counts(len(miniature.SYNSETS), miniature.TRAIN, miniature.VALIDATION)
@@ -49,7 +50,7 @@ def test_without_tensorflow(tmp_path, monkeypatch):
 
 def test_verify_compares_labels(tmp_path):
     miniature.unpack(tmp_path)
-    labels = imagenet_builder.validation_labels(tfds)
+    labels = validation_synsets()
     assert len(labels) == 50_000
     verify(tmp_path / "array_record", COUNTS, labels)
     with pytest.raises(ConfigError, match=r"\(ILSVRC2012_val_\d+.JPEG\) of split validation"):

@@ -14,6 +14,7 @@ from experiments.run.check_data import (
 from experiments.run.inputs import eval_batches
 from experiments.run.overrides import override
 from lrnet_jax.data import InMemoryDataset, open_dataset
+from lrnet_jax.training import processes
 
 
 def dataset(count=8, size=8, names=("a", "b"), digest=None):
@@ -54,6 +55,14 @@ def test_what_cannot_be_trained_on_is_refused(fields, data, message):
         check_data(config(**fields), data)
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_all_processes_have_the_same_images(monkeypatch):
+    first = describe_images(dataset(64, digest="one"))
+    monkeypatch.setattr(processes, "broadcast", lambda own: first)
+    check_data(config(), dataset(64, size=28, digest="one"))
+    with pytest.raises(ConfigError, match="this process sees other images than process 0: 65"):
+        check_data(config(), dataset(65, size=28, digest="two"))
 
 
 def test_a_batch_may_be_the_whole_data_set(capsys):

@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 
 from lrnet_jax.data import (
     BadImageError,
@@ -17,7 +18,7 @@ from lrnet_jax.data import (
 from lrnet_jax.data.class_folders import list_folder
 from tests.lrnet_jax.data import image_folders, miniature
 from tests.lrnet_jax.data.image_folders import CLASSES, noise, three_classes, write
-from tests.lrnet_jax.data.miniature import open_miniature
+from tests.lrnet_jax.data.miniature import SIZE, open_miniature
 from tests.lrnet_jax.data.streams import assert_same, take
 
 
@@ -52,6 +53,10 @@ def test_description(images):
 def test_the_same_batches_as_the_records_that_tfds_makes_of_the_images(tmp_path):
     """Order, labels and pixels of both splits, with TFDS's own builder as the other side."""
     train, val = three_classes(9), three_classes(4)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    lying = np.random.default_rng(0).integers(0, 256, (12, 30, 3), np.uint8)
+    train["cup/lying.jpg"] = image_folders.encode(lying, "JPEG", exif=exif)
     write(tmp_path / "images/train", train)
     write(tmp_path / "images/val", val)
     image_folders.build_classes(tmp_path / "tfds", {"train": train, "validation": val})
@@ -83,6 +88,28 @@ def test_an_unpacked_imagenet_gives_the_batches_of_its_records(prepared_dir, tmp
     ours = dataclasses.replace(records, train=train, evaluation=evaluation)
     assert_same(*(take(d.train_batches(4, seed=1), 9) for d in (ours, records)))
     assert_same(*(list(d.eval_batches(4)) for d in (ours, records)))
+
+
+def test_imagenet_s_validation_images_need_no_class_folders(prepared_dir, tmp_path):
+    """As their tar unpacks: the labels come from a list, and order and pixels are the same."""
+    records = open_miniature(prepared_dir / "tfrecord")
+    examples = [records.evaluation.example(index) for index in range(records.num_eval)]
+    write(tmp_path / "val", {example.file_name: example.encoded for example in examples})
+    synsets = {records.class_names[example.label] for example in examples}
+    write(tmp_path / "train", {f"{synset}/{synset}_1.JPEG": noise(0) for synset in synsets})
+    ours = open_images(tmp_path, image_size=SIZE)
+    assert ours.class_names == tuple(sorted(synsets))
+    for got, want in zip(ours.eval_batches(5), records.eval_batches(5), strict=True):
+        np.testing.assert_array_equal(got["image"], want["image"])
+        names = [ours.class_names[label] for label in got["label"]]
+        assert names == [records.class_names[label] for label in want["label"]]
+    write(tmp_path / "val", {"ILSVRC2012_val_00050001.JPEG": noise(0)})
+    with pytest.raises(DamagedDatasetError, match="no image of the name ILSVRC2012_val_00050001"):
+        open_images(tmp_path)
+    (tmp_path / "val/ILSVRC2012_val_00050001.JPEG").unlink()
+    shutil.rmtree(tmp_path / "train" / sorted(synsets)[0])
+    with pytest.raises(DamagedDatasetError, match="has images of classes that training has not: n"):
+        open_images(tmp_path)
 
 
 def test_the_stream_is_resumed_and_shared_exactly(images):
@@ -145,6 +172,16 @@ def test_a_link_that_leads_back_is_refused(images, target):
     (images / "train/cup/back").symlink_to(images / "train/cat")
     (images / "train/cat/loop").symlink_to(images / "train/cat" / target)
     with pytest.raises(DamagedDatasetError, match=r"is a symbolic link to .*, which holds it"):
+        open_images(images)
+
+
+def test_links_that_lead_in_a_circle_elsewhere_are_refused(images):
+    one, two = images / "elsewhere/one", images / "elsewhere/two"
+    for folder, other in ((one, two), (two, one)):
+        folder.mkdir(parents=True)
+        (folder / "on").symlink_to(other)
+    (images / "train/cat/out").symlink_to(one)
+    with pytest.raises(DamagedDatasetError, match=r"out/on/on is a symbolic link to .*/one, which"):
         open_images(images)
 
 

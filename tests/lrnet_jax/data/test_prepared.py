@@ -55,6 +55,8 @@ def test_unknown_names_are_told_apart(copy):
         MissingDatasetError, match=r"(?s)'fashion_mnist' is not .*fashion_mnist_subset"
     ):
         open_dataset("fashion_mnist", data_dir=str(root))
+    with pytest.raises(MissingDatasetError, match="is the data set 'folder', with its path as"):
+        open_dataset(str(root / "sets"))
     (root / "sets").mkdir()
     (root / "imagenet2012").rename(root / "sets" / "small")
     with pytest.raises(MissingDatasetError, match="configurations, name one: sets/small"):
