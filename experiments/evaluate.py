@@ -15,6 +15,10 @@ Classes are matched by their names, synsets or words. If a data set has some of 
 classes only, as ImageNet-A and ImageNet-R have, only these compete. Folders that are numbers, as
 those of ImageNet-V2, are labels. A class that the network does not have is an error.
 
+    python -m experiments.evaluate --run=runs/lrnet50 --real_labels=real.json
+
+also scores the reassessed labels of ImageNet's validation images (ReaL).
+
     python -m experiments.evaluate --run=runs/quickstart --report=DIR
 
 writes report.html, a page with the scores of each class, the confusions, how well the network knows
@@ -34,6 +38,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags
 from tqdm import tqdm
@@ -46,7 +51,8 @@ from experiments.run import attacks
 from experiments.run.attacks import Plan
 from experiments.run.evaluated import Checkpoint, open_checkpoint
 from experiments.run.inputs import eval_batches
-from experiments.run.outcomes import collect, image_name
+from experiments.run.outcomes import Outcomes, collect, image_name, network_classes
+from experiments.run.real_labels import image_numbers, read_labels, score
 from experiments.run.results import describe_result
 from experiments.run.scores import AttackedScores, Scores
 from lrnet_jax.training import steps
@@ -74,6 +80,10 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         lower_bound=1, flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_string("report", None, "A new folder for a report.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "real_labels", None, "Also score the labels of this file, real.json of ReaL.",
+        flag_values=flag_values,
+    )  # fmt: skip
     attack_flags.define_flags(flag_values)
     device_flags.define_flags(flag_values)
 
@@ -86,6 +96,7 @@ def main(options: flags.FlagValues) -> None:
     if options.data_dir and "data.data_dir" in dict(changes):
         raise ConfigError("--data_dir and --config.data.data_dir are the same; leave one out")
     report = chosen_report(options)
+    labels = read_labels(pathlib.Path(options.real_labels)) if options.real_labels else None
     device_flags.apply(options, beside_training=True)
     checkpoint = open_checkpoint(
         path,
@@ -96,12 +107,12 @@ def main(options: flags.FlagValues) -> None:
     )
     for note in checkpoint.notes:
         print(note, file=sys.stderr)
-    if report is None:
+    if report is None and labels is None:
         result = evaluate_checkpoint(checkpoint)
         record: dict[str, object] = dataclasses.asdict(result)
         print(describe_result(result), flush=True)
     else:
-        record = report_checkpoint(checkpoint, path, report)
+        record = evaluate_images(checkpoint, path, report, labels)
     if plan is not None:
         attacked = []
         for scores in attack_checkpoint(checkpoint, plan):
@@ -140,29 +151,52 @@ def chosen_report(options: flags.FlagValues) -> pathlib.Path | None:
     return folder
 
 
-def report_checkpoint(checkpoint: Checkpoint, path: str, folder: pathlib.Path) -> dict[str, object]:
-    """Evaluates a checkpoint image by image and writes the report.
+def evaluate_images(
+    checkpoint: Checkpoint,
+    path: str,
+    folder: pathlib.Path | None,
+    labels: list[list[int]] | None,
+) -> dict[str, object]:
+    """Evaluates a checkpoint image by image.
 
     Args:
       checkpoint: to evaluate.
       path: it is from here.
-      folder: of the report, which does not exist yet.
+      folder: of the report, which does not exist yet; None for no report.
+      labels: reassessed labels to score; None for none.
 
     Returns:
       The numbers of all images as JSON types.
     """
+    numbers = [] if labels is None else image_numbers(checkpoint, len(labels))
     with count_images(checkpoint, "evaluation") as on_batch:
         outcomes = collect(checkpoint, on_batch)
+    scores = outcomes.scores(checkpoint.step)
+    print(describe_result(scores), flush=True)
+    record = dataclasses.asdict(scores)
+    if labels is not None:
+        predicted = network_classes(checkpoint, outcomes.predicted)
+        real = score(labels, numbers, predicted)
+        print(f"ReaL: top-1 {real.real_top1:.2f} % on {real.real_count} images with labels")
+        record |= real._asdict()
+    if folder is not None:
+        record |= write_outcomes(checkpoint, path, folder, outcomes)
+    return record
+
+
+def write_outcomes(
+    checkpoint: Checkpoint, path: str, folder: pathlib.Path, outcomes: Outcomes
+) -> dict[str, Any]:
+    """Writes the report, and returns its numbers of all images as JSON types."""
     split = checkpoint.config.data.eval_split
     images = f"{checkpoint.config.data.name}{f', {split}' if split else ''}"
     title = f"{checkpoint.config.network} of {path} on {images}"
     name = functools.partial(image_name, checkpoint)
     report = make_report(title, checkpoint.notes, checkpoint.step, outcomes, name)
-    print(describe_result(report.scores), flush=True)
     write_report(folder, report)
     error = report.calibration.error
     print(f"expected calibration error {100 * error:.2f} %\nwrote {folder / PAGE}", flush=True)
-    return {**dataclasses.asdict(report.scores), **report.summary()}
+    return report.summary()
 
 
 def attack_checkpoint(checkpoint: Checkpoint, plan: Plan) -> Iterator[AttackedScores]:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from lrnet_jax.data.imagenet_names import readable
 from lrnet_jax.loading import DType, load_checkpoint
 from lrnet_jax.networks import Network
 from lrnet_jax.preprocessing import Images, Preprocessing, as_list, class_names, is_one
@@ -39,12 +40,12 @@ class Predictor:
 
     Attributes:
       preprocessing: what is done to the images.
-      class_names: one for each class, or None.
+      class_names: one for each class, synsets of ImageNet in words; or None.
     """
 
     def __init__(self, preprocessing: Preprocessing, class_names: Sequence[str] | None) -> None:
         self.preprocessing = preprocessing
-        self.class_names = None if class_names is None else tuple(class_names)
+        self.class_names = None if class_names is None else readable(class_names)
 
     def logits(self, pixels: np.ndarray) -> np.ndarray:
         """Computes logits of images as `preprocessing.pixels` makes them.

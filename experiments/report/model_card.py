@@ -14,6 +14,7 @@ from experiments.run.imported import RECIPE as IMPORTED
 from experiments.run.overrides import typed
 from experiments.run.results import known_scores
 from lrnet_jax.complexity import network_cost
+from lrnet_jax.data.imagenet_names import readable
 from lrnet_jax.data.in_memory import EMBEDDED
 from lrnet_jax.preprocessing import Preprocessing, class_names
 from lrnet_jax.variant import Variant
@@ -148,7 +149,7 @@ def _images(record: Mapping[str, Any]) -> str:
     if names is None:
         return f"{text}\n\nThe classes have no names."
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{text}\n\nClasses: {', '.join(names[:LISTED])}{more}."
+    return f"{text}\n\nClasses: {', '.join(readable(names[:LISTED]))}{more}."
 
 
 def _licences(record: Mapping[str, Any], license_: str | None) -> Table:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.run.class_map import Selected
 from experiments.run.evaluated import Checkpoint
 from experiments.run.inputs import eval_batches
 from experiments.run.scores import Scores
@@ -150,3 +151,11 @@ def image_name(checkpoint: Checkpoint, index: int) -> str:
     if split is None:
         return f"image {index}"
     return split.describe(index)
+
+
+def network_classes(checkpoint: Checkpoint, classes: np.ndarray) -> np.ndarray:
+    """The network's classes for some of the data set's."""
+    functional = checkpoint.functional
+    if not isinstance(functional, Selected):
+        return classes
+    return np.array(functional.columns)[classes]

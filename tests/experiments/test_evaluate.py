@@ -229,3 +229,42 @@ def test_a_report_needs_a_new_folder(run, tmp_path, capsys):
     with pytest.raises(ConfigError, match="exists; give another --report"):
         call(run[0], f"--report={tmp_path}")
     assert capsys.readouterr().out == ""
+
+
+def test_reassessed_labels(run, images, tmp_path, capsys):
+    """Labels are the network's; images without a label do not count."""
+    workdir, model = run
+    names = sorted(CLASSES)
+    typed = write_folder(tmp_path / "images", {name: images[name] for name in names}, names)
+    labels = [FASHION_CLASSES.index(name) for name in names]
+    shares, _ = shares_by_hand(tmp_path / "images", names, model, labels)
+    guesses = [labels[guess] for guess in shares.argmax(1)]
+    for number, path in enumerate(sorted((tmp_path / "images").rglob("*.png"))):
+        path.rename(path.with_name(f"ILSVRC2012_val_{number + 1:08d}.JPEG"))
+    # Right for 0 to 4, by their second label; wrong for 5 to 9; no label for the others.
+    real = [
+        [3, guess] if n < 5 else [(guess + 1) % 10] if n < 10 else []
+        for n, guess in enumerate(guesses)
+    ]
+    file = tmp_path / "real.json"
+    file.write_text(json.dumps(real))
+    call(workdir, *typed, f"--real_labels={file}")
+    printed = capsys.readouterr().out
+    assert "ReaL: top-1 50.00 % on 10 images with labels" in printed
+    record = json.loads(printed.splitlines()[-1])
+    assert (record["count"], record["real_top1"], record["real_count"]) == (21, 50.0, 10)
+    file.write_text(json.dumps(real[:20]))
+    with pytest.raises(ConfigError, match="labels of 20 images, and number 21 is evaluated"):
+        call(workdir, *typed, f"--real_labels={file}")
+    with pytest.raises(ConfigError, match=r"validation images, .* got images without files"):
+        call(workdir, f"--real_labels={file}")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{}", "must be a list with a list"), ("[1]", "must be a list"), ("[", "cannot be read")],
+)
+def test_files_that_hold_no_labels(run, tmp_path, content, message):
+    (tmp_path / "real.json").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        call(run[0], f"--real_labels={tmp_path / 'real.json'}")

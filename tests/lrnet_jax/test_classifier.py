@@ -86,6 +86,12 @@ def test_classes_without_names_are_numbered(classifier):
         assert guess.name == f"class {guess.label}"
 
 
+def test_synsets_are_shown_in_words(classifier):
+    names = ["n02510455", *NAMES[1:]]
+    named = lrnet_jax.Classifier(classifier.model, classifier.preprocessing, names)
+    assert named.class_names == ("giant panda", *NAMES[1:])
+
+
 def test_bad_arguments(classifier):
     with pytest.raises(ValueError, match="top must be at least 1, got 0"):
         classifier.predict(photos(1), top=0)

@@ -60,6 +60,8 @@ def test_mixed_images_are_not_attacked():
         override(config, "data.mixup_alpha", "0.2")
     with pytest.raises(ConfigError, match=r"attack\.epsilon must be at least 0, got -1"):
         override(config, "attack.epsilon", "-1")
+    with pytest.raises(ConfigError, match=r"attack\.epsilon must be at most 255, .* got 300"):
+        override(config, "attack.epsilon", "300")
 
 
 @pytest.mark.parametrize(
