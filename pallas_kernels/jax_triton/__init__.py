@@ -4,16 +4,16 @@ They compute what the Pallas kernels compute, in the same order of operations, a
 Pallas. `docs/gpu_kernels.md` has the algorithm and both ways to write it.
 
 A reader may start with `kernels/forward.py`. `plan` holds every number of a call that is known
-before it runs, `launch` calls the kernels, and `stack` knows the versions of jax-triton.
+before it runs, `launch` calls the kernels, `kept` keeps them compiled, and `stack` knows the
+versions of jax-triton.
 """
 
 import math
 
 import jax
 import numpy as np
-from jax import export
 
-from pallas_kernels.jax_triton import launch, stack
+from pallas_kernels.jax_triton import kept, launch, stack
 from pallas_kernels.platform_switch import compute_capability, current_platform
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
@@ -26,11 +26,8 @@ MAX_STRIDE = 2
 MAX_ELEMENTS = 2**31 - 2**20  # indices have 32 bits and reach a little beyond the last element
 
 
-# As `pallas.EXPORT_CHECKS`, for the custom calls of jax-triton 0.3 and 0.4.
-EXPORT_CHECKS = tuple(
-    export.DisabledSafetyCheck.custom_call(name)
-    for name in ("triton_kernel_call", "triton_kernel_call_ffi")
-)
+# As `pallas.EXPORT_CHECKS`.
+EXPORT_CHECKS = kept.CHECKS
 
 
 def unsupported(spec: Spec, inputs: Inputs) -> str | None:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.jax_triton import stack
+from pallas_kernels.jax_triton import kept, stack
 from pallas_kernels.jax_triton.plan import LOG2E, Plan
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
@@ -118,16 +118,9 @@ def call(
     p: Plan, kernel: Any, name: str, arrays: list[jax.Array], results: list[jax.ShapeDtypeStruct]
 ) -> tuple[jax.Array, ...]:
     """Runs a kernel over the grid of its plan."""
-    return stack.triton_call(
-        kernel,
-        arrays,
-        results,
-        grid=p.grid,
-        warps=p.lanes // 32,
-        name=name,
-        compute_capability=stack.capability(),
-        P=p,
-    )
+    capability, static = stack.capability(), (("P", p),)
+    call = stack.Call(kernel, name, tuple(results), p.grid, p.lanes // 32, capability, static)
+    return kept.run(call, arrays)
 
 
 def _forward(spec: Spec, inputs: Inputs, tile: Tile | None) -> tuple[jax.Array, Normalizer | None]:

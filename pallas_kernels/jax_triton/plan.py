@@ -230,6 +230,15 @@ class Plan:
         """Numbers in memory for a window row of the prior."""
         return -(-self.kw // PRIOR_ACCESS) * PRIOR_ACCESS
 
+    @property
+    def paired_starts(self) -> int:
+        """Pixels of a strip whose products start from a pair: an instruction less for each tap.
+
+        It takes a register more for each pixel. For all pixels, or with the more registers that
+        stride 2 needs, the assembler spills.
+        """
+        return self.strip // 2 if self.stride == 1 else 0
+
     # Units of logits.
 
     def coefficient(self, fast: bool) -> float:

@@ -6,6 +6,7 @@ both with Triton 3.9. Neither package is imported before a kernel is lowered.
 
 import contextlib
 import contextvars
+import dataclasses
 import functools
 import importlib.util
 import inspect
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from pallas_kernels.platform_switch import compute_capability
 
@@ -26,6 +28,9 @@ OLDEST = 80
 # PTX versions that every assembler since CUDA 12.0 (sm_100: 12.9) reads. Triton would write its
 # newest, which the assembler of another CUDA refuses.
 PTX_VERSION = {"old": 80, "blackwell": 88}
+
+# Triton's names of dtypes.
+TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int32": "i32"}
 
 _target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
 
@@ -138,34 +143,98 @@ def _mend_dead_code_rule() -> None:
     rules[triton_lib.triton_kernel_call_p] = keep
 
 
-def triton_call(
-    kernel: Any,
-    arrays: Sequence[jax.Array],
-    results: Sequence[jax.ShapeDtypeStruct],
-    *,
-    grid: tuple[int, int, int],
-    warps: int,
-    name: str,
-    compute_capability: int,
-    **static: Any,
-) -> tuple[jax.Array, ...]:
-    """Calls a Triton kernel: `jax_triton.triton_call`, alike for its versions."""
-    jax_triton = load()
-    options: dict[str, Any] = {
-        "kernel": kernel,
-        "grid": grid,
-        "name": name,
-        "num_warps": warps,
-        "num_stages": 1,
-        "compute_capability": compute_capability,
-        **static,
-    }
-    if takes_out_shape(jax_triton):
-        options |= {"out_shape": tuple(results), "enable_fp_fusion": False}
-    else:
-        version = ptx_version(compute_capability)
-        options |= {
-            "out_type": tuple(results),
-            "backend_options": {"ptx_version": version, "enable_fp_fusion": False},
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a kernel, but for its arrays.
+
+    Attributes:
+      kernel: a function of `kernels`.
+      name: of the call.
+      results: what the kernel writes.
+      grid: number of programs along three axes.
+      warps: of a program.
+      compute_capability: of the GPU to compile for, 90 for 9.0.
+      static: its compile-time arguments, by name.
+    """
+
+    kernel: Any
+    name: str
+    results: tuple[jax.ShapeDtypeStruct, ...]
+    grid: tuple[int, int, int]
+    warps: int
+    compute_capability: int
+    static: tuple[tuple[str, Any], ...]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What Triton's compiler is told."""
+        return {
+            "num_warps": self.warps,
+            "num_stages": 1,
+            "ptx_version": ptx_version(self.compute_capability),
+            # Every fused multiply-add is written out, so that all versions round alike.
+            "enable_fp_fusion": False,
         }
-    return tuple(jax_triton.triton_call(*arrays, **options))
+
+    def run(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+        """Calls the kernel: `jax_triton.triton_call`, alike for its versions."""
+        jax_triton = load()
+        options = self.options
+        version, fusion = options.pop("ptx_version"), options.pop("enable_fp_fusion")
+        if takes_out_shape(jax_triton):
+            options |= {"out_shape": self.results, "enable_fp_fusion": fusion}
+        else:
+            backend = {"ptx_version": version, "enable_fp_fusion": fusion}
+            options |= {"out_type": self.results, "backend_options": backend}
+        found = jax_triton.triton_call(
+            *arrays,
+            kernel=self.kernel,
+            grid=self.grid,
+            name=self.name,
+            compute_capability=self.compute_capability,
+            **options,
+            **dict(self.static),
+        )
+        return tuple(found)
+
+    def ptx(self, arrays: Sequence[Any]) -> str:
+        """The PTX of the kernel, for arrays or `jax.ShapeDtypeStruct`s. It needs no GPU.
+
+        Triton keeps it in its own cache. jax-triton compiles with the same options.
+        """
+        load()
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource
+
+        types = [f"*{TYPES[str(np.dtype(x.dtype))]}" for x in (*arrays, *self.results)]
+        names = self.kernel.arg_names
+        signature = dict(zip(names, types, strict=False))
+        signature |= {name: "constexpr" for name, _ in self.static}
+        aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
+        source = ASTSource(self.kernel, signature, dict(self.static), aligned)
+        target = GPUTarget("cuda", self.compute_capability, 32)
+        return triton.compile(source, target=target, options=self.options).asm["ptx"]
+
+
+_recorded: contextvars.ContextVar[list[tuple[Call, Any]] | None] = contextvars.ContextVar(
+    "recorded", default=None
+)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[tuple[Call, Any]]]:
+    """Collects the calls of programs that are traced, with their arrays, for tools."""
+    calls: list[tuple[Call, Any]] = []
+    token = _recorded.set(calls)
+    try:
+        yield calls
+    finally:
+        _recorded.reset(token)
+
+
+def record(call: Call, arrays: Any) -> None:
+    """Adds a call to those of `recorded`, if a tool collects them."""
+    calls = _recorded.get()
+    if calls is not None:
+        calls.append((call, [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]))

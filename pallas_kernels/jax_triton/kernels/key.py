@@ -21,7 +21,6 @@ from pallas_kernels.jax_triton.kernels.pairs import (
     as_floats,
     dot,
     no_channels,
-    start_of_dot,
 )
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
@@ -157,7 +156,6 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
                     largest = load_floats(
                         address_of(shift, index), 0 if MASKED else 4 * c * P.groups, 1, 1, "fp32"
                     )[0]
-            start = start_of_dot(start, P)
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
                     weight, slopes = logit(keys[i], q, priors[P.tap(c, i)], P, FAST)

@@ -26,9 +26,12 @@ def halves(x):
     )
 
 
+# LLVM would move halves about to add two such sums at a time.
+
+
 @triton.jit
 def sum_of_halves(x):
-    """The sum of the halves of a pair. LLVM would move them about to add two sums at a time."""
+    """The sum of the halves of a pair."""
     return tl.inline_asm_elementwise(
         "{ .reg .f32 a, b; mov.b64 {a, b}, $1; add.rn.f32 $0, a, b; }",
         "=f,l",
@@ -36,6 +39,27 @@ def sum_of_halves(x):
         tl.float32,
         True,
         1,
+    )
+
+
+@triton.jit
+def add_halves(x, start):
+    """The start plus the halves of a pair."""
+    return tl.inline_asm_elementwise(
+        "{ .reg .f32 a, b; mov.b64 {a, b}, $1; add.rn.f32 a, a, $2; add.rn.f32 $0, a, b; }",
+        "=f,l,f",
+        [x, start],
+        tl.float32,
+        True,
+        1,
+    )
+
+
+@triton.jit
+def multiply_pairs(a, b):
+    """The products of pairs."""
+    return tl.inline_asm_elementwise(
+        "mul.rn.f32x2 $0, $1, $2;", "=l,l,l", [a, b], tl.int64, True, 1
     )
 
 
@@ -107,7 +131,7 @@ def add_weighted(weight, x, sums, P: tl.constexpr):
 
 @triton.jit
 def start_of_dot(start, P: tl.constexpr):
-    """The number that `dot` begins with, as it takes it: once for all taps that share it."""
+    """The start of a `dot` as a pair, if there are pairs: an instruction less, a register more."""
     found = start
     if P.pairs:
         found = pair(start, tl.zeros_like(start))
@@ -118,12 +142,17 @@ def start_of_dot(start, P: tl.constexpr):
 def dot(a, b, start, P: tl.constexpr):
     """The start plus the products of channels, as a chain of fused multiply-adds."""
     found = start
-    if P.pairs:
+    if not P.pairs:
+        for j in tl.static_range(len(a)):
+            found = tl.fma(a[j], b[j], found)
+        total = found
+    elif start.dtype == tl.int64:
         for j in tl.static_range(len(a)):
             found = fma_pairs(a[j], b[j], found)
         total = sum_of_halves(found)
     else:
-        for j in tl.static_range(len(a)):
-            found = tl.fma(a[j], b[j], found)
-        total = found
+        both = multiply_pairs(a[0], b[0])
+        for j in tl.static_range(1, len(a)):
+            both = fma_pairs(a[j], b[j], both)
+        total = add_halves(both, start)
     return total

@@ -166,7 +166,7 @@ def one_strip(arrays, place, rows, x0, columns, lane, CASE: tl.constexpr, P: tl.
             shifted |= imprecise(queries[i], P)
             wide = (f < MIN_FACTOR) | (f > MAX_FACTOR) | (f != f)
             here = tl.maximum(here, tl.where(shifted, SHIFTED, tl.where(wide, WIDE_FACTOR, PLAIN)))
-            start = -dot(in_registers(g[i], P), in_registers(y[i], P), start_of_dot(zero, P), P)
+            start = -dot(in_registers(g[i], P), in_registers(y[i], P), zero, P)
             store_numbers(pairs, place, x0, i, (f, start), live, MASKED, P)
             starts = replaced(starts, i, start * f)
             g = replaced(g, i, scaled(g[i], f))
@@ -199,6 +199,7 @@ def gather(
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
+    paired: tl.constexpr = P.paired_starts
     _, key, value, prior, _, _, _, _, d_query, _, _, d_prior = arrays
     group = place[2]
     zero = tl.zeros((P.lanes,), tl.float32)
@@ -208,9 +209,8 @@ def gather(
             g = replaced(g, i, scaled(g[i], live))
             starts = replaced(starts, i, starts[i] * live)
     g = all_in_registers(g, P)
-    first_terms = ()
-    for i in tl.static_range(R):
-        first_terms += (start_of_dot(starts[i], P),)
+    for i in tl.static_range(paired):
+        starts = replaced(starts, i, start_of_dot(starts[i], P))
     sums = ((zero,) * D,) * R
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
@@ -223,7 +223,7 @@ def gather(
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
                     weight, slopes = logit(queries[i], k, priors[P.tap(c, i)], P, True)
-                    d_logit = dot(g[i], v, first_terms[i], P)
+                    d_logit = dot(g[i], v, starts[i], P)
                     if P.softmax:
                         d_logit = exp2(weight) * d_logit
                     d_logit = masked(d_logit, exists, MASKED, P)
@@ -256,7 +256,7 @@ def exact_pixel(arrays, place, rows, x0, columns, lane, P: tl.constexpr):
     q = load_strip(query, place, x0, 0, True, P, False)[0]
     g = in_registers(load_strip_channels(d_out, place, x0, True, P)[0], P)
     y = in_registers(load_strip_channels(out, place, x0, True, P)[0], P)
-    start = start_of_dot(-dot(g, y, start_of_dot(zero, P), P), P)
+    start = -dot(g, y, zero, P)
     f = load_number(factor, place, x0, 0, True, P)
     largest = load_number(shift, place, x0, 0, True, P)
     sums = (zero,) * D

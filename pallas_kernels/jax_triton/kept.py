@@ -1,0 +1,102 @@
+"""Compiled kernels are kept on disk, so that a process that starts again compiles none.
+
+JAX keeps compiled programs in the folder `jax_compilation_cache_dir`, but Triton runs before that,
+while a program is lowered. So each call is kept there too, as an artifact of `jax.export`: under a
+name that everything it depends on goes into. Files are written under another name and then renamed,
+so any number of processes may start at once.
+"""
+
+import contextlib
+import contextvars
+import hashlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+from jax import export
+
+from pallas_kernels.jax_triton import stack
+from pallas_kernels.platform_switch import current_platform
+
+CHECKS = tuple(
+    export.DisabledSafetyCheck.custom_call(name)
+    for name in ("triton_kernel_call", "triton_kernel_call_ffi")
+)
+DIGEST = 32  # bytes of SHA-256 before the artifact
+
+_folder: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
+    "folder", default=None
+)
+
+
+def folder() -> pathlib.Path | None:
+    """Where calls are kept; None if they are not: programs for a GPU elsewhere keep none."""
+    chosen = _folder.get()
+    if chosen is not None:
+        return chosen
+    of_jax = jax.config.values["jax_compilation_cache_dir"]
+    if not of_jax or current_platform() != "cuda":
+        return None
+    return pathlib.Path(of_jax) / "triton"
+
+
+@contextlib.contextmanager
+def keeping(path: pathlib.Path) -> Iterator[None]:
+    """Keeps calls in a folder, on a machine without a GPU too."""
+    token = _folder.set(path)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+def run(call: stack.Call, arrays: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Calls a kernel, compiled now or before."""
+    stack.record(call, arrays)
+    place = folder()
+    if place is None:
+        return call.run(*arrays)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in arrays]
+    file = place / name_of(call, shapes)
+    artifact = read(file)
+    if artifact is None:
+        exporter = export.export(jax.jit(call.run), platforms=("cuda",), disabled_checks=CHECKS)
+        artifact = bytes(exporter(*shapes).serialize())
+        write(file, artifact)
+    return tuple(export.deserialize(bytearray(artifact)).call(*arrays))
+
+
+def name_of(call: stack.Call, shapes: Sequence[Any]) -> str:
+    """The name of a call's file: a hash of all that the artifact depends on."""
+    jax_triton = stack.load()
+    import triton
+
+    parts = (
+        *(jax.__version__, jax.lib.__version__, jax_triton.__version__, triton.__version__),
+        call.kernel.cache_key,  # its source, and that of all it calls
+        *(call.name, call.grid, call.options, call.compute_capability, call.static),
+        *((x.shape, str(x.dtype)) for x in (*shapes, *call.results)),
+    )
+    return f"{call.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()}"
+
+
+def read(file: pathlib.Path) -> bytes | None:
+    """The artifact in a file; None if there is none, or if it is damaged."""
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    digest, artifact = data[:DIGEST], data[DIGEST:]
+    return artifact if hashlib.sha256(artifact).digest() == digest else None
+
+
+def write(file: pathlib.Path, artifact: bytes) -> None:
+    """Writes a file at once, for readers in other processes."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent)
+    with os.fdopen(descriptor, "wb") as f:
+        f.write(hashlib.sha256(artifact).digest() + artifact)
+    pathlib.Path(name).replace(file)
