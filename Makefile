@@ -1,4 +1,4 @@
-# Everything on a fresh machine with Python (3.11 to 3.13) and make:  make quickstart,  make test
+# Everything on a fresh machine with Python (3.12, 3.13 or 3.11) and make:  make quickstart,  make test
 
 # The first of these that runs; `pyenv` has names of Pythons that it does not run.
 ifndef PYTHON
@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-flax test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -33,6 +33,7 @@ help:
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
 	@echo "make test-isa     the tests that compute, with instructions of another processor: ISA=SSE4_2, AVX"
 	@echo "make test-slow    the long random sweeps, which CI runs once"
+	@echo "make test-flax    the tests of networks, as the next Flax will run modules by default"
 	@echo "make test-interpreted  all tests of the operator with the GPU kernels in interpret mode (most of an hour)"
 	@echo "make test-compiled compile GPU kernels for GPUs that are not here: spills, instructions"
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
@@ -102,6 +103,14 @@ NUMERICS := tests/pallas_kernels/test_golden.py tests/pallas_kernels/test_proble
   tests/lrnet_jax/training/test_steps.py tests/lrnet_jax/training/test_attack.py
 test-isa: $(READY)
 	XLA_FLAGS="--xla_cpu_max_isa=$(ISA) --xla_backend_optimization_level=3" $(PYTEST) -k 'not float16 or bfloat16' $(NUMERICS)
+
+# What the next Flax does by default: modules are trees, and transforms do not update their arguments.
+FLAX := tests/lrnet_jax/layers tests/lrnet_jax/test_networks.py tests/lrnet_jax/test_visualize.py \
+  tests/lrnet_jax/test_classifier.py tests/lrnet_jax/test_complexity.py \
+  tests/lrnet_jax/training/test_checkpoints.py tests/lrnet_jax/training/test_drop_path.py \
+  tests/lrnet_jax/training/test_steps.py tests/experiments/test_train.py
+test-flax: $(READY)
+	NNX_GRAPH_MODE=false NNX_GRAPH_UPDATES=false $(PYTEST) $(FLAX)
 
 test-slow: $(READY)
 	$(PYTEST) -m 'slow and not interpreted'

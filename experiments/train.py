@@ -137,7 +137,7 @@ def train(config: Config, workdir: pathlib.Path) -> Scores | None:
                 session.evaluate()
                 if session.stopped:
                     break
-            session.take_step(next(batches))
+            session.take_step(batches)
             if session.report_is_due():
                 session.report()
             session.poll()

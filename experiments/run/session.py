@@ -35,6 +35,7 @@ from lrnet_jax.training.divergence import DivergedError, fault
 from lrnet_jax.training.evaluation import Evaluation, evaluate
 from lrnet_jax.training.progress import Progress
 from lrnet_jax.training.reporting import NullReporter, Reporter, duration
+from lrnet_jax.training.speed import SpeedMeter
 from lrnet_jax.training.state import TrainState
 from lrnet_jax.training.stopping import StopRequest
 
@@ -161,6 +162,7 @@ class Session:
         self._agreement = processes.Agreement()
         self._clock = SaveClock(self.config.train.checkpoint_minutes)
         self._save_requested = False
+        self._speed = SpeedMeter(self.config.train.batch_size)
         self._pending: list[Any] = []  # metrics that are still on the devices
 
     def print_start(self, start: Start) -> None:
@@ -192,18 +194,21 @@ class Session:
             process_count=jax.process_count(),
         )
 
-    def take_step(self, batch: DeviceBatch) -> None:
+    def take_step(self, batches: Iterator[DeviceBatch]) -> None:
         """Takes the next step; the device computes on while this returns.
 
         Args:
-          batch: on the devices.
+          batches: on the devices.
         """
+        with self._speed.waiting():
+            batch = next(batches)
         with jax.transfer_guard("disallow"):  # a hidden copy in every step would stall the device
             self.state, metrics = self.run.train_step(self.state, batch)
         self.step += 1
         self._pending.append(metrics)
         if self.step == self._first_step + 1:
             jax.block_until_ready(metrics)
+            self._speed.restart(self.step)
             self.reporter.line(f"first step after {self._age()}, including compilation")
 
     def evaluation_is_due(self) -> bool:
@@ -226,6 +231,7 @@ class Session:
         self.reporter.line(f"evaluation at step {self.step}: {describe_result(evaluation)}")
         if self.progress.best_step == self.step:
             self.save()
+        self._speed.restart(self.step)
 
     def report_is_due(self) -> bool:
         """Whether metrics are to be fetched after this step."""
@@ -235,13 +241,17 @@ class Session:
     def report(self) -> None:
         """Records the metrics, and shows those of the last step."""
         values = jax.device_get(self._pending[-1])
+        speed = self._speed.measure(self.step)
         self._record_metrics()
+        if speed:
+            self.reporter.scalars("speed", self.step, speed)
         if self.saver is not None:
             self.saver.check()
         self.reporter.progress(
             self.step,
             f"epoch {self.step / self.run.steps_per_epoch:.2f}  loss {values['loss']:.3f}  "
-            f"accuracy {100 * values['accuracy']:.1f} %",
+            f"accuracy {100 * values['accuracy']:.1f} %"
+            + (f"  {speed['images_per_second']:.0f} images/s" if speed else ""),
         )
 
     def poll(self) -> None:

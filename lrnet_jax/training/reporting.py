@@ -49,7 +49,8 @@ class Reporter:
         self._total, self._first = total_steps, first_step
         self._start = time.monotonic()
         self._path = workdir / METRICS
-        _keep_until(self._path, {"train": first_step, "eval": evaluated})
+        last = {"train": first_step, "speed": first_step, "eval": evaluated}
+        _keep_until(self._path, last)
         self._file = self._path.open("a")
         # Not SummaryWriter, whose thread dies where it cannot write (a full disk). Its queue then
         # blocks this thread for ever.
@@ -70,7 +71,13 @@ class Reporter:
             )  # fmt: skip
 
     def scalars(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """Records values of a step, "train" or "eval", as JSONL and in TensorBoard."""
+        """Records values of a step as JSONL and in TensorBoard.
+
+        Args:
+          kind: "train", "eval" or "speed".
+          step: that has the values.
+          values: numbers by their names.
+        """
         values = {name: _plain(value) for name, value in values.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
         self._file.flush()

@@ -1,5 +1,7 @@
 """SIGTERM and SIGINT request a stop, which a run makes at the end of a step."""
 
+import contextlib
+import os
 import signal
 import types
 from typing import Any
@@ -8,7 +10,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Notices SIGTERM and SIGINT while it is entered.
+    """Notices SIGTERM and SIGINT while it is entered, and answers on standard error at once.
 
     A second SIGINT has its usual effect, because a person at the terminal insists. Further SIGTERMs
     do nothing, because schedulers repeat them while the run saves.
@@ -36,6 +38,17 @@ class StopRequest:
 
     def _notice(self, number: int, frame: types.FrameType | None) -> None:
         del frame
+        if self.name is None:
+            self._answer(number)
         self.name = signal.Signals(number).name
         if number == signal.SIGINT:
             signal.signal(number, self._before[signal.SIGINT] or signal.SIG_DFL)
+
+    @staticmethod
+    def _answer(number: int) -> None:
+        """Says that the signal is noticed, because a step may take seconds."""
+        name = signal.Signals(number).name
+        again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        # Not by print, which may be at work in the line that was interrupted, and would raise.
+        with contextlib.suppress(OSError):  # nobody may read standard error any more
+            os.write(2, f"\n{name}: saving after this step{again}\n".encode())

@@ -49,6 +49,16 @@ def test_a_run_leaves_what_it_should(run):
     assert checkpoints.find(workdir).folder.name == "8"
 
 
+def test_a_run_reports_its_speed(run):
+    """With every report: after steps 3, 6 and 8. A CPU does not count its memory."""
+    found = metrics(run[0], "speed")
+    assert [record["step"] for record in found] == [3, 6, 8]
+    for record in found:
+        assert set(record) == {"kind", "step", "images_per_second", "input_seconds"}
+        assert record["images_per_second"] > 0
+        assert record["input_seconds"] >= 0
+
+
 def test_evaluate_reproduces_the_final_numbers_exactly(run):
     workdir, result = run
     assert evaluate_checkpoint(open_checkpoint(str(workdir))) == result

@@ -19,6 +19,26 @@ def test_a_signal_is_noticed_and_handlers_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+def test_the_first_signal_is_answered_at_once(capfd):
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == "\nSIGTERM: saving after this step\n"
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "SIGINT: saving after this step; Ctrl-C again stops" in capfd.readouterr().err
+
+
+def test_nobody_reads_the_answer(monkeypatch):
+    def write(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "write", write)
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.name == "SIGTERM"
+
+
 def test_the_second_interrupt_interrupts():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
