@@ -9,7 +9,7 @@ r"""Evaluates a checkpoint on its evaluation split, or on other images.
 The network and the images follow from the checkpoint. On as many devices as the training run had,
 the numbers equal those of the training run bit for bit. Fields --config.data.* choose other images:
 a folder or another prepared set, a split, a size. The class folders of a folder without splits are
-its split "train".
+its split "train". A prepared set with a test split alone needs its name: data.eval_split=test.
 
 Classes are matched by their names, synsets or words. If a data set has some of the network's
 classes only, as ImageNet-A and ImageNet-R have, only these compete. Folders that are numbers, as

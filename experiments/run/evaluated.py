@@ -105,7 +105,7 @@ def change_data(config: Config, changes: Sequence[tuple[str, str]], image_size: 
     """The configuration with another data set, or another part of it.
 
     With another name nothing else of the training's data counts, and the images have the size of
-    the training's.
+    the training's. A prepared set then needs no split for training.
 
     Args:
       config: of the run.
@@ -125,6 +125,9 @@ def change_data(config: Config, changes: Sequence[tuple[str, str]], image_size: 
     if given.get("data.name", config.data.name) != config.data.name:
         fresh = Data(name=given["data.name"], image_size=image_size, workers=config.data.workers)
         config = dataclasses.replace(config, data=fresh)
+        split = given.get("data.eval_split")
+        if split and given["data.name"] != "folder":  # whose classes are those of its training
+            changes = [("data.train_split", split), *changes]
     return override_all(config, changes)
 
 

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from experiments import evaluate
 from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.run import attacks
-from experiments.run.evaluated import open_checkpoint
+from experiments.run.evaluated import change_data, open_checkpoint
 from lrnet_jax.data import open_dataset
 from lrnet_jax.data.augment import normalize
 from lrnet_jax.data.in_memory import FASHION_CLASSES
@@ -112,8 +113,29 @@ def test_classes_that_the_network_has_not_are_refused(run, images, tmp_path, cap
     assert capsys.readouterr().out == ""
 
 
-def test_attacks_on_other_images_are_not_kept(run, images, tmp_path, capsys):
-    """The attack moves towards and away from the classes of the folder."""
+class Bar:
+    """Stands for tqdm."""
+
+    made: ClassVar = []
+
+    def __init__(self, total, desc, **options):
+        self.text, self.total, self.seen = desc, total, 0
+        Bar.made.append(self)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def update(self, images):
+        self.seen += images
+
+
+def test_attacks_on_other_images_are_not_kept(run, images, tmp_path, capsys, monkeypatch):
+    """The attack is among the classes of the folder, and its progress is shown."""
+    monkeypatch.setattr(evaluate, "tqdm", Bar)
+    Bar.made.clear()
     workdir, _ = run
     typed = write_folder(tmp_path, images, CLASSES)
     call(workdir, *typed, "--attack=targeted", "--epsilon=64", "--steps=3", "--step_size=30")
@@ -122,6 +144,8 @@ def test_attacks_on_other_images_are_not_kept(run, images, tmp_path, capsys):
     assert attacked["count"] == 3 * EACH
     assert attacked["loss"] > record["loss"]
     assert attacks.kept(workdir) == []
+    assert [bar.text for bar in Bar.made] == ["evaluation", "targeted, eps 64, 3 steps"]
+    assert all(bar.total == bar.seen == 3 * EACH for bar in Bar.made)
 
 
 def test_another_size_and_what_may_not_change(run):
@@ -135,6 +159,19 @@ def test_another_size_and_what_may_not_change(run):
         open_checkpoint(str(run[0]), changes=[("data.eval_split", "test")])
     with pytest.raises(ConfigError, match="are the same; leave one out"):
         call(run[0], "--data_dir=a", "--config.data.data_dir=b")
+
+
+def test_another_prepared_set_needs_no_split_for_training():
+    config = tiny(**{"data.shift": "2"})
+    changed = change_data(
+        config, [("data.name", "imagenet_v2"), ("data.eval_split", "test[:10]")], 28
+    ).data
+    assert (changed.train_split, changed.eval_split) == ("test[:10]", "test[:10]")
+    assert (changed.image_size, changed.shift) == (28, 0)
+    folder = change_data(config, [("data.name", "folder"), ("data.eval_split", "test")], 28).data
+    assert folder.train_split is None
+    same = change_data(config, [("data.image_size", "32")], 28).data
+    assert (same.name, same.image_size, same.shift) == ("fashion_mnist_subset", 32, 2)
 
 
 @pytest.mark.parametrize("epsilon", ["300", "255.5", "-1"])
