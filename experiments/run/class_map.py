@@ -87,8 +87,8 @@ def map_classes(
     if lacking:
         raise ConfigError(
             f"the data set has classes that the network has not: {_some(lacking)}; the network's "
-            f"are {_some(imagenet_names.readable(network))}. Rename the classes, or evaluate another "
-            "network"
+            f"are {_some(imagenet_names.readable(network))}. Rename the classes, or evaluate "
+            "another network"
         )
     columns = tuple(place[key] for key in wanted)
     return ClassMap(columns, _note(num_data, num_network, "are matched by name"))
