@@ -21,7 +21,9 @@ photographs of 28 x 28.
 compares trainings with each of three seeds. `transfer/pretrain` learns the classes 0 to 4 of the
 embedded Fashion-MNIST. `transfer/finetune_short` starts with its weights and learns the classes 5
 to 9 from a tenth of their images, 500. `transfer/scratch_short` is the same training with fresh
-weights. The names with `long` train ten times as long. `docs/howto/finetuning.md` has the results.
+weights. The names with `long` train ten times as long. Each run takes one or two minutes on a CPU.
+The mean top-1 over the seeds was 88.77 % against 86.27 % with fresh weights after 4 epochs, and
+92.80 % against 92.07 % after 40. `docs/howto/finetuning.md` has all numbers.
 """
 
 from typing import Any
