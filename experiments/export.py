@@ -8,11 +8,15 @@ DIR then holds
                                  reads: the averaged weights if the run has them, prior networks
                                  folded into tables, no optimiser
     network.stablehlo            images uint8 (batch, H, W, 3) -> logits float32, for CPU and CUDA,
-                                 with weights and normalisation; jax.export.deserialize(bytes).call
-                                 runs it with JAX alone
+                                 with weights and normalisation, for any batch size
+    network_cuda.stablehlo       the same for batches of --images with the fused kernels, if the
+                                 network has local relations; for the JAX that wrote it alone
+    classifier.json              size, crop and class names
+    README.md                    the model card: results, recipe, images, licences, and the lines
+                                 that run network.stablehlo with JAX alone
 
-Both are read back and run on random images. Their logits must be those of the network. README.md is
-the model card: results, recipe, images, licences.
+The first two are read back and run on random images. Their logits must be those of the network.
+lrnet_jax.load_exported(DIR).predict("cat.jpg") gives names and probabilities.
 
     python -m experiments.export --run=runs/resnet50 --out=exports/resnet50 --format=safetensors
 
@@ -37,8 +41,14 @@ def define_flags(flag_values: flags.FlagValues) -> None:
     run_flags.define_flags(flag_values)
     flags.DEFINE_string("out", None, "A new folder.", flag_values=flag_values)
     flags.DEFINE_integer(
-        "images", 1, "Batch size of the module.", lower_bound=1, flag_values=flag_values
-    )
+        "images", 1, "Batch size of the module with the fused kernels.", lower_bound=1,
+        flag_values=flag_values,
+    )  # fmt: skip
+    flags.DEFINE_enum(
+        "implementation", None, ("xla",),
+        "xla leaves out the module with the fused kernels, which has custom calls.",
+        flag_values=flag_values,
+    )  # fmt: skip
     flags.DEFINE_boolean(
         "raw", False, "Use the weights of the last step, not their averages.",
         flag_values=flag_values,
@@ -63,7 +73,14 @@ def main(options: flags.FlagValues) -> None:
             raise ConfigError(f"--images={options.images} is of a module, not of {SAFETENSORS}")
         lines = export_weights(path, out, ema=ema, license_=options.license)
     else:
-        lines = export(path, out, images=options.images, ema=ema, license_=options.license)
+        lines = export(
+            path,
+            out,
+            images=options.images,
+            implementation=options.implementation,
+            ema=ema,
+            license_=options.license,
+        )
     print(*lines, sep="\n")
 
 

@@ -8,6 +8,7 @@ model, metadata = lrnet_jax.load_checkpoint("runs/lrnet50")
 """
 
 from lrnet_jax.classifier import Classifier, load_classifier
+from lrnet_jax.exported import Exported, load_exported
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.loading import load_checkpoint
 from lrnet_jax.model_zoo import create_from_variant, create_model, get_variant, list_models
@@ -17,6 +18,7 @@ from lrnet_jax.variant import Variant
 
 __all__ = [
     "Classifier",
+    "Exported",
     "LocalRelation",
     "Network",
     "Preprocessing",
@@ -28,6 +30,7 @@ __all__ = [
     "list_models",
     "load_checkpoint",
     "load_classifier",
+    "load_exported",
 ]
 
 __version__ = "0.1.0"

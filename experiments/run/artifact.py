@@ -4,29 +4,21 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export as jax_export
 
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.report import model_card
-from lrnet_jax.data.augment import normalize
+from experiments.run import modules
+from experiments.run.results import is_unfinished
+from lrnet_jax.exported import CUDA_MODULE, MODULE, read_module
 from lrnet_jax.functional import split
+from lrnet_jax.preprocessing import Preprocessing
 from lrnet_jax.training.checkpoint_saver import write_model
-from pallas_kernels import jax_triton, pallas
-from pallas_kernels.pallas import absent_gpu
-
-MODULE = "network.stablehlo"
-PLATFORMS = ("cpu", "cuda")
-USAGE = f"""\
-* lrnet_jax: `lrnet_jax.load_classifier(FOLDER).predict("image.jpg")`.
-* JAX alone: `jax.export.deserialize(bytearray(open("{MODULE}", "rb").read())).call(pixels)`
-  takes the cropped images as uint8 (batch, height, width, 3) and gives the logits."""
 
 
 def export(
@@ -34,6 +26,7 @@ def export(
     out: pathlib.Path,
     *,
     images: int = 1,
+    implementation: str | None = None,
     ema: bool | None = None,
     license_: str | None = None,
 ) -> list[str]:
@@ -42,7 +35,8 @@ def export(
     Args:
       path: a workdir or a step directory.
       out: a folder that does not exist yet.
-      images: batch size of the module.
+      images: batch size of the module with the fused kernels for NVIDIA GPUs.
+      implementation: "xla" leaves that module out.
       ema: which weights, see `lrnet_jax.load_checkpoint`.
       license_: of the weights, for the model card, None if it is not stated.
 
@@ -56,9 +50,11 @@ def export(
     if out.exists():
         raise ConfigError(f"{out} exists; give another --out")
     model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
-    side = metadata["image_size"]
-    pixels = np.random.default_rng(0).integers(0, 256, (images, side, side, 3), dtype=np.uint8)
-    logits = np.asarray(jax.jit(_network_function(model, metadata))(pixels))
+    preprocessing = Preprocessing.from_metadata(metadata)
+    side = preprocessing.image_size
+    # The module takes any number of images, and one is a case of its own in the operator.
+    pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
+    logits = np.asarray(jax.jit(modules.network_function(model, preprocessing))(pixels))
 
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -66,32 +62,42 @@ def export(
         folded = lrnet_jax.fold_priors(model)
         record = model_card.describe_network(path, metadata)
         _write_checkpoint(part, folded, {**metadata, "scores": record["scores"]})
-        _write_module(part / MODULE, folded, metadata, pixels.shape)
+        modules.write_module(part / MODULE, folded, preprocessing)
+        has_kernels = implementation != "xla" and modules.write_cuda_module(
+            part / CUDA_MODULE, folded, preprocessing, images
+        )
+        modules.write_about(part, record, images if has_kernels else None)
         comparison = verify(part, pixels, logits)
-        card = model_card.write(record, title=out.name, usage=USAGE, license_=license_)
+        card = model_card.write(record, title=out.name, usage=modules.USAGE, license_=license_)
         (part / model_card.FILE).write_text(card)
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    return _describe(path, out, metadata, comparison, images if has_kernels else None)
+
+
+def _describe(
+    path: str | pathlib.Path,
+    out: pathlib.Path,
+    metadata: dict[str, Any],
+    comparison: list[str],
+    cuda_images: int | None,
+) -> list[str]:
+    """Lines about an export: of what, how well it agrees, what each file promises."""
+    weights = "averaged" if metadata["ema"] else "last"
+    lines = [f"step {metadata['step']} of {path}, {weights} weights"]
+    if is_unfinished(path):
+        lines.append(f"note: {path} is not finished; this is an early state of it")
+    lines += comparison
+    if cuda_images is not None:
+        lines.append(
+            f"{CUDA_MODULE}: batches of {cuda_images} by the fused kernels, for JAX "
+            f"{jax.__version__} alone, since JAX promises nothing for their custom calls; "
+            "--implementation=xla leaves it out"
+        )
     module = (out / MODULE).stat().st_size
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    return [
-        f"step {metadata['step']} of {path}, {'averaged' if metadata['ema'] else 'last'} weights",
-        *comparison,
-        f"wrote {out}: {total / 1e6:.2f} MB, {module / 1e6:.2f} of them {MODULE}",
-    ]
-
-
-def _network_function(
-    model: lrnet_jax.Network, metadata: dict[str, Any]
-) -> Callable[[jax.Array], jax.Array]:
-    """Images uint8 -> logits, of a network in evaluation mode."""
-    mean, std = tuple(metadata["mean"]), tuple(metadata["std"])
-
-    def logits(pixels: jax.Array) -> jax.Array:
-        return model(normalize(pixels, mean, std, model.variant.dtype))
-
-    return logits
+    return [*lines, f"wrote {out}: {total / 1e6:.2f} MB, {module / 1e6:.2f} of them {MODULE}"]
 
 
 def _write_checkpoint(
@@ -105,23 +111,6 @@ def _write_checkpoint(
     write_model(folder, {"params": params, "batch_stats": batch_stats}, record)
 
 
-def _write_module(
-    path: pathlib.Path,
-    model: lrnet_jax.Network,
-    metadata: dict[str, Any],
-    shape: tuple[int, ...],
-) -> None:
-    """Serialises a network for all of `PLATFORMS`, with its weights as constants."""
-    exporter = jax_export.export(
-        jax.jit(_network_function(model, metadata)),
-        platforms=PLATFORMS,
-        disabled_checks=(*pallas.EXPORT_CHECKS, *jax_triton.EXPORT_CHECKS),
-    )
-    with absent_gpu():
-        artifact = exporter(jax.ShapeDtypeStruct(shape, np.uint8))
-    path.write_bytes(artifact.serialize())
-
-
 def verify(folder: pathlib.Path, pixels: np.ndarray, logits: np.ndarray) -> list[str]:
     """Reads an export back and compares what it computes with the network.
 
@@ -131,20 +120,24 @@ def verify(folder: pathlib.Path, pixels: np.ndarray, logits: np.ndarray) -> list
       logits: of the network for these images.
 
     Returns:
-      A line for each file, and one for the platforms.
+      A line for each of checkpoint and module, and one for the platforms.
 
     Raises:
       ConfigError: they differ by more than rounding.
     """
-    loaded, metadata = lrnet_jax.load_checkpoint(folder)
-    module = jax_export.deserialize(bytearray((folder / MODULE).read_bytes()))
-    found = {
-        "checkpoint": jax.jit(_network_function(loaded, metadata))(pixels),
-        MODULE: module.call(pixels),
-    }
+    loaded = lrnet_jax.load_classifier(folder)
+    about = lrnet_jax.load_exported(folder).about
+    names = [MODULE]
+    if (folder / CUDA_MODULE).exists() and jax.default_backend() == "gpu":
+        names.append(CUDA_MODULE)
+    found = {"checkpoint": loaded.logits(pixels)}
+    for name in names:
+        module = read_module(folder / name)
+        logits_of = lrnet_jax.Exported(about, module).logits
+        found[name] = np.concatenate([logits_of(pixels[:1]), logits_of(pixels[1:])])
     # Sums are taken in another order, in the dtype of the activations, through some fifty layers.
     scale = max(1.0, np.abs(logits).max())
-    tolerance = 64 * float(jnp.finfo(loaded.variant.dtype).eps) * scale
+    tolerance = 64 * float(jnp.finfo(loaded.model.variant.dtype).eps) * scale
     lines = []
     for name, computed in found.items():
         error = float(np.abs(np.asarray(computed) - logits).max())
@@ -154,6 +147,10 @@ def verify(folder: pathlib.Path, pixels: np.ndarray, logits: np.ndarray) -> list
                 f"more than {tolerance:.3g}; nothing was exported"
             )
         lines.append(f"{name}: logits within {error:.2g} of the network's, on {jax.devices()[0]}")
-    others = [name for name in module.platforms if name != jax.devices()[0].platform]
-    lines.append(f"lowered for {', '.join(module.platforms)}; not run on {', '.join(others)}")
+    platforms = read_module(folder / MODULE).platforms
+    others = [name for name in platforms if name != jax.devices()[0].platform]
+    lines.append(
+        f"{MODULE}: any batch size, lowered for {', '.join(platforms)}; "
+        f"not run on {', '.join(others)}"
+    )
     return lines

@@ -30,6 +30,13 @@ def read_result(workdir: pathlib.Path) -> Scores | None:
     return Scores.from_dict(json.loads(path.read_text())) if path.exists() else None
 
 
+def is_unfinished(path: str | pathlib.Path) -> bool:
+    """Whether a path is of a run that has not reached its last step; an export is no run."""
+    path = pathlib.Path(path)
+    workdir = path.parent.parent if path.parent.name == checkpoints.FOLDER else path
+    return (workdir / checkpoints.FOLDER).is_dir() and not (workdir / FILE).exists()
+
+
 def known_scores(path: str | pathlib.Path, metadata: Mapping[str, Any]) -> Scores | None:
     """The scores of a checkpoint that are on record; None if there are none.
 

@@ -61,7 +61,7 @@ class ChannelTransformation(nnx.Linear):
         s = self.strides
         x = inputs[:, ::s, ::s] if s > 1 else inputs
         # Pixels become the rows of a matrix: with more axes the gradient is slower on a CPU.
-        rows = super().__call__(x.reshape(-1, self.in_features), out_sharding)
+        rows = super().__call__(x.reshape(-1, self.in_features), out_sharding=out_sharding)
         return rows.reshape(*x.shape[:-1], self.out_features)
 
 

@@ -112,7 +112,8 @@ def pad_channels(spec: Spec, array: jax.Array) -> jax.Array:
 
 def over_images(function: Callable[[Tree], Any], images: Tree) -> Any:
     """Maps over the batch of a pytree, one image at a time; one image needs no loop."""
-    if jax.tree.leaves(images)[0].shape[0] > 1:
+    count = jax.tree.leaves(images)[0].shape[0]
+    if not isinstance(count, int) or count > 1:  # a symbol is any number (`jax.export`)
         return lax.map(function, images)
     only = jax.tree.map(lambda x: x[0], images)
     return jax.tree.map(lambda x: x[None], function(only))

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -16,13 +15,10 @@ from experiments import config as configs
 from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint, open_checkpoint
 from experiments.recipes import RECIPES
-from experiments.run.artifact import MODULE, export, verify
 from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.data import fashion_mnist_subset
-from lrnet_jax.data.augment import normalize
 from lrnet_jax.training import checkpoints
-from lrnet_jax.training.checkpoints import CheckpointError
 from lrnet_jax.training.reporting import METRICS
 from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
 
@@ -103,34 +99,6 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
     assert checkpoints.find(workdir).folder.name == "4"
     assert train(tiny(), workdir) == result
     assert_same_runs(whole, workdir)
-
-
-def test_an_export_computes_what_the_network_does(run, tmp_path):
-    """It is written, read back and compared, then run without lrnet_jax."""
-    workdir, _ = run
-    out = tmp_path / "export"
-    printed = "\n".join(export(workdir, out, images=3))
-    for text in ("step 8 of", "averaged weights", "lowered for cpu, cuda; not run on cuda"):
-        assert text in printed
-    model, metadata = lrnet_jax.load_checkpoint(out)
-    assert model.variant.prior == "table"
-    assert (metadata["step"], metadata["num_classes"]) == (8, 10)
-    assert not (out / "training").exists()
-
-    pixels = np.random.default_rng(1).integers(0, 256, (3, 28, 28, 3), dtype=np.uint8)
-    module = jax.export.deserialize(bytearray((out / MODULE).read_bytes()))
-    original, _ = lrnet_jax.load_checkpoint(workdir)
-    want = original(normalize(pixels, metadata["mean"], metadata["std"]))
-    np.testing.assert_allclose(module.call(pixels), want, atol=1e-5)
-
-    with pytest.raises(ConfigError, match="exists; give another --out"):
-        export(workdir, out)
-    with pytest.raises(ConfigError, match="computes other logits than the network"):
-        verify(out, pixels, np.asarray(want) + 1)
-    file = next((out / "model" / "d").iterdir())
-    file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match="export is damaged: model/d/"):
-        lrnet_jax.load_checkpoint(out)
 
 
 def test_a_finished_run_is_reported_again_not_trained_again(run, capsys):

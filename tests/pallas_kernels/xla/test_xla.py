@@ -52,6 +52,17 @@ def test_export_for_several_platforms():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_export_for_any_batch_size():
+    function = jax.jit(functools.partial(local_relation, **SMALL.options, implementation="xla"))
+    (batch,) = jax.export.symbolic_shape("batch", constraints=["batch >= 1"])
+    query, key, value, prior = make_inputs(SMALL)
+    abstract = [jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype) for x in (query, key, value)]
+    exported = jax.export.export(function)(*abstract, prior)
+    for size in (1, 3):
+        arguments = [*(np.repeat(x, size, 0) for x in (query, key, value)), prior]
+        np.testing.assert_allclose(exported.call(*arguments), function(*arguments), atol=1e-6)
+
+
 def test_isolation_is_for_cpu_only():
     """The attribute that keeps stages apart was tried on CPUs alone."""
     function = functools.partial(local_relation, **SMALL.options, implementation="xla")
