@@ -154,7 +154,6 @@ def class_names(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
 def _read(path: pathlib.Path) -> Image.Image:
     try:
         with Image.open(path) as image:
-            image.load()
             return upright_rgb(image)
     except FileNotFoundError as error:
         raise BadImageError(f"image {path} cannot be read: there is no such file") from error

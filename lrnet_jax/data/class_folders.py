@@ -120,7 +120,9 @@ def list_folder(folder: pathlib.Path, classes: Sequence[str] | None = None) -> L
       DamagedDatasetError: there is a class folder without images, one that is not among the
         classes, or there are less than two classes.
     """
-    present = listing.class_folders(folder)
+    present, stray = listing.class_folders(folder), listing.stray_images(folder)
+    if stray:
+        logger.warning("%s: left out, in no class folder: %s", folder, some(stray))
     if classes is None:
         classes = present
         if len(present) < 2:

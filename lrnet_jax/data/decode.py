@@ -29,7 +29,6 @@ EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side, res
 def decode(encoded: bytes) -> Image.Image:
     """Decodes a JPEG, PNG or other image that Pillow knows, to RGB, upright; see `upright_rgb`."""
     with Image.open(io.BytesIO(encoded)) as image:
-        image.load()
         return upright_rgb(image)
 
 
@@ -42,7 +41,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
       ValueError: its pixels have no known range.
     """
-    turn = TURNS.get(orientation(image.info.get("exif", b"")))
+    image.load()  # a PNG may have its EXIF block behind the pixels
+    exif = image.info.get("exif")
+    turn = TURNS.get(orientation(exif)) if isinstance(exif, bytes) else None
     turned = image if turn is None else image.transpose(turn)
     if turn is not None:
         del turned.info["exif"]  # or the next reader would turn it again

@@ -90,10 +90,10 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
     below = listing.class_folders(root)
     if TRAIN not in below or not listing.class_folders(root / TRAIN):
         evaluation = [name for name in EVALUATION if name in below]
-        if TRAIN in below and evaluation:
+        if evaluation and set(below) <= {TRAIN, *EVALUATION}:
             raise DamagedDatasetError(
-                f"{root / TRAIN} has no class folders; images belong in a folder for each class, "
-                f"as in {root / TRAIN}/CLASS/1.jpg"
+                f"{root / TRAIN} has no class folders beside {root / evaluation[0]}; images belong "
+                f"in a folder for each class, as in {root / TRAIN}/CLASS/1.jpg"
             )
         return {TRAIN: root}
     return {name: root / name for name in below}
@@ -119,6 +119,7 @@ def _select(
     listed: dict[str, Listed] = {}
     for spec in (train, evaluation):
         names = [name for name in folders if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", spec)]
+        names = [spec] if spec in folders else names
         if not names:
             raise ValueError(f"split {spec!r}: {root} has the folders {', '.join(folders)}")
         for name in names:

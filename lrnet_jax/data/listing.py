@@ -72,6 +72,16 @@ def class_folders(folder: pathlib.Path) -> list[str]:
         return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
 
 
+def stray_images(folder: pathlib.Path) -> list[str]:
+    """Names of images that lie beside the class folders, and belong to no class."""
+    with _explained(folder), os.scandir(folder) as entries:
+        return sorted(e.name for e in entries if _is_image(e.name) and not e.is_dir())
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and name[name.rfind(".") :].lower() in SUFFIXES
+
+
 def list_images(folder: pathlib.Path, classes: Sequence[str]) -> list[ClassFolder]:
     """Lists the folder of each class, in threads, with a message every other second.
 
@@ -120,7 +130,7 @@ def _walk(folder: str, within: str, links: tuple[str, ...], listed: ClassFolder)
                 continue
             if entry.is_dir():
                 below.append((name, entry.path, entry.is_symlink()))
-            elif name[name.rfind(".") :].lower() in SUFFIXES:
+            elif _is_image(name):
                 listed.images.append(os.fsencode(within + name))
             else:
                 listed.others.append(within + name)

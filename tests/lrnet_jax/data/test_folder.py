@@ -150,6 +150,7 @@ def test_nested_folders_links_and_other_files(tmp_path, caplog):
         "train/cup/notes.txt": b"-",
         "elsewhere/z.jpeg": noise(4),
         "shelf/cups/1.png": noise(5),
+        "train/lost.png": noise(6),
     }
     write(tmp_path, files)
     (tmp_path / "train/rocket/z.jpeg").symlink_to(tmp_path / "elsewhere/z.jpeg")
@@ -161,6 +162,7 @@ def test_nested_folders_links_and_other_files(tmp_path, caplog):
         "cat/black/deep/x.PNG", "rocket/z.jpeg", "cup/more/cups/1.png",
     }  # fmt: skip
     assert f"{tmp_path}/train: left out, as no images: cup/notes.txt" in caplog.messages
+    assert f"{tmp_path}/train: left out, in no class folder: lost.png" in caplog.messages
     assert len(take(dataset.train_batches(6, seed=0), 1)) == 1
     whole = tmp_path / "whole"
     whole.symlink_to(tmp_path)
@@ -256,6 +258,8 @@ def test_splits_are_chosen(images):
     assert open_images(images, eval_split="test").num_eval == 9
     assert open_images(images, train_split="extra").num_train == 12
     assert open_images(images, train_split="train+extra").num_train == 27
+    write(images, {"train-b/dog/1.png": noise(0), "train-b/fox/1.png": noise(0)})
+    assert open_images(images, train_split="train-b", eval_split="train-b").num_train == 2
     whole = paths(open_images(images).train)
     sliced = open_images(images, train_split="train[:80%]", eval_split="train[80%:]")
     assert paths(sliced.train) + paths(sliced.evaluation) == whole
@@ -290,10 +294,11 @@ def remove(pattern):
         (remove("train/cat"), "train lacks classes that .*/val has: cat; all splits must"),
         (rename("val/cat", "val/dog"), "val lacks classes that .*/train has: cat; all splits"),
         (remove("*/c*"), "train has one class only, 'rocket'; images belong in a folder for each"),
-        (remove("train/*"), "train has no class folders; images belong in a folder for each class"),
+        (remove("train/*"), "train has no class folders beside .*/val; images belong in a folder"),
         (remove("val/*"), "val has no class folders; images belong in a folder for each of"),
         (rename("val/cup", "validation/cup"), "has both val and validation; choose one as eval_"),
         (remove("*"), "has no split to evaluate on"),
+        (remove("train"), "train has no class folders beside .*/val; images belong in a folder"),
     ],
 )
 def test_what_does_not_fit_is_refused(images, change, message):

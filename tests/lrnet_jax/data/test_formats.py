@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
 from lrnet_jax.data import decode
 
@@ -54,6 +54,12 @@ def test_colours_with_a_transparent_one():
     np.testing.assert_array_equal(
         np.asarray(decode.decode(encoded)), np.asarray(image.convert("RGB"))
     )
+
+
+def test_a_text_of_the_name_exif_is_no_exif():
+    text = PngImagePlugin.PngInfo()
+    text.add_text("exif", "none")
+    np.testing.assert_array_equal(decoded(Image.fromarray(PIXELS), pnginfo=text), PIXELS)
 
 
 def test_sixteen_bits_become_eight():
