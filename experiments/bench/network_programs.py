@@ -131,13 +131,18 @@ def measure(programs: Mapping[str, Program], rounds: int) -> dict[str, Measureme
 
 def describe_measurements(title: str, measurements: Mapping[str, Measurement]) -> str:
     """The measurements of one pass as lines of text."""
-    columns = f"{'median ms':>10s} {'quartiles':>15s} {'ratio':>6s} {'temp MiB':>9s} compile s"
+    columns = (
+        f"{'median ms':>10s} {'quartiles':>15s} {'ratio':>6s} {'CPU ms':>8s} {'ratio':>6s} "
+        f"{'temp MiB':>9s} compile s"
+    )
+    first = next(iter(measurements.values())).timing.cpu or 1.0
     lines = [f"{title:12s} {columns}"]
     for name, measured in measurements.items():
         time = measured.timing
         lines.append(
             f"{name:12s} {1e3 * time.median:10.1f} {1e3 * time.lower:7.1f}-{1e3 * time.upper:<7.1f}"
-            f" {measured.ratio:6.2f} {measured.temp_bytes / 2**20:9.1f} "
+            f" {measured.ratio:6.2f} {1e3 * time.cpu:8.1f} {time.cpu / first:6.2f}"
+            f" {measured.temp_bytes / 2**20:9.1f} "
             f"{measured.compile_seconds:9.1f}"
         )
     return "\n".join(lines)

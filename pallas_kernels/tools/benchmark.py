@@ -5,10 +5,11 @@
 It compares every implementation that runs here, a dense 3x3 and a depthwise 7x7 convolution of the
 same width and stride. They are compiled ahead of time and run in turn within one process, so that
 a busy machine slows all of them alike: trust the ratios, not the milliseconds. Ratios are to the
-first contestant. Temporary memory is what the compiler reports, without inputs and outputs. On a
-GPU each run is several calls in a row, so that the time of the device counts. Where all local
-relations of a network were measured, their sums follow. `python -m experiments.benchmark_networks`
-measures whole networks, with their 1x1 convolutions and the rest.
+first contestant. Processor time is that of all threads. Temporary memory is what the compiler
+reports, without inputs and outputs. On a GPU each run is several calls in a row, so that the time
+of the device counts. Where all local relations of a network were measured, their sums follow.
+`python -m experiments.benchmark_networks` measures whole networks, with their 1x1 convolutions and
+the rest.
 
     python -m pallas_kernels.benchmark --tune [--shapes='lrnet50/*'] [--batch=128]
 
@@ -158,10 +159,12 @@ def table(records: Iterable[Record]) -> str:
         seconds, temp = record.seconds, record.temp_bytes
         spread = " ".join(f"{1e3 * x:.2f}" for x in (seconds.least, seconds.lower, seconds.upper))
         ratio = seconds.median / base.seconds.median
+        cpu_ratio = seconds.cpu / base.seconds.cpu if base.seconds.cpu else 1.0
         temp_ratio = f"{temp / base.temp_bytes:7.3f}" if base.temp_bytes else "      -"
         lines.append(
             f"{record.shape:<24} {record.direction:<16} {record.name:<14}"
             f" {ratio:7.3f} {1e3 * seconds.median:9.2f} ms [{spread}]"
+            f" {cpu_ratio:7.3f} {1e3 * seconds.cpu:9.2f} ms"
             f" {temp_ratio} {temp / 2**20:8.1f} MiB {record.compile_seconds:6.2f} s"
         )
     return "\n".join(lines)
@@ -246,7 +249,7 @@ def _compare(
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(
         f"{'shape':<24} {'pass':<16} {'contestant':<14} {'ratio':>7} {'median':>9}    [least lower"
-        " upper quartile], temporary memory: ratio, size; compile"
+        " upper quartile], processor time: ratio, median; temporary memory: ratio, size; compile"
     )
     records = []
     for shape in shapes:

@@ -14,18 +14,23 @@ from pallas_kernels.platform_switch import current_platform
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call of a program over several runs: least, quartiles and median."""
+    """Seconds of one call of a program over several runs: least, quartiles and median.
+
+    `cpu` is the median of the seconds that processors spent on it, all threads together. On a busy
+    machine it varies less.
+    """
 
     least: float
     lower: float
     median: float
     upper: float
+    cpu: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Timing":
+    def of(cls, seconds: Sequence[float], cpu_seconds: Sequence[float]) -> "Timing":
         """Summarises the seconds of at least two runs."""
         lower, median, upper = statistics.quantiles(seconds, n=4, method="inclusive")
-        return cls(min(seconds), lower, median, upper)
+        return cls(min(seconds), lower, median, upper, statistics.median(cpu_seconds))
 
 
 def interleave(
@@ -45,13 +50,14 @@ def interleave(
     if rounds < 2:
         raise ValueError(f"rounds must be at least 2 for a median with spread, got {rounds}")
     calls = calls or (10 if current_platform() == "cuda" else 1)
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
     for _ in range(rounds + 1):
         for name, program in programs.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             jax.block_until_ready([program() for _ in range(calls)])
-            seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: Timing.of(runs[1:]) for name, runs in seconds.items()}
+            elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+            seconds[name].append((elapsed / calls, cpu / calls))
+    return {name: Timing.of(*zip(*runs[1:], strict=True)) for name, runs in seconds.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ def test_passes_are_measured_and_described():
     assert record["ratio"] == pytest.approx(record["median"] / measured["forward"].timing.median)
     assert record["temp_bytes"] == programs["train_step"].temp_bytes > 0
     assert list(record) == [
-        "least", "lower", "median", "upper", "ratio", "temp_bytes", "compile_seconds",
+        "least", "lower", "median", "upper", "cpu", "ratio", "temp_bytes", "compile_seconds",
     ]  # fmt: skip
     lines = describe_measurements("all", measured).splitlines()
     assert [line.split()[0] for line in lines] == ["all", "forward", "train_step"]

@@ -24,7 +24,7 @@ def test_measure_compares_all_contestants():
 
 def test_sums_of_whole_networks():
     def record(shape, seconds, temp):
-        timing = Timing(least=seconds, lower=seconds, median=seconds, upper=2 * seconds)
+        timing = Timing(seconds, lower=seconds, median=seconds, upper=2 * seconds, cpu=3 * seconds)
         return benchmark.Record(shape, "xla", "forward", timing, temp, compile_seconds=1.0)
 
     records = [record(name, 1.0, 5) for name in SHAPES if name.startswith("lrnet50/")]
@@ -32,7 +32,7 @@ def test_sums_of_whole_networks():
     records.append(record("stem", 10.0, 7))
     [total] = benchmark.whole_networks(records)
     assert total.shape == "lrnet50, 17 layers"
-    assert total.seconds == Timing(least=26.0, lower=26.0, median=26.0, upper=52.0)
+    assert total.seconds == Timing(least=26.0, lower=26.0, median=26.0, upper=52.0, cpu=78.0)
     assert total.temp_bytes == 7
 
 
@@ -53,7 +53,7 @@ def test_command_line(tmp_path, capsys):
     assert [r["direction"] for r in result["records"]] == list(benchmark.PASSES)
     keys = ["shape", "name", "direction", "seconds", "temp_bytes", "compile_seconds"]
     assert list(result["records"][0]) == keys
-    assert list(result["records"][0]["seconds"]) == ["least", "lower", "median", "upper"]
+    assert list(result["records"][0]["seconds"]) == ["least", "lower", "median", "upper", "cpu"]
     assert result["machine"]["platform"] == "cpu"
 
 
