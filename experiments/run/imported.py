@@ -90,13 +90,20 @@ def _read_timm(path: pathlib.Path) -> Given:
                 (deviations[0], deviations[1], deviations[2]),
             ),
             None if names is None else tuple(names),
-            str(path),
+            str(path) + _other_resizing(found.get("interpolation", "bicubic")),
         )
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} beside the weights is no configuration of timm ({type(error).__name__}: "
             f"{error}); move the weights to another folder"
         ) from error
+
+
+def _other_resizing(interpolation: str) -> str:
+    """A warning where timm resizes in another way."""
+    if interpolation == "bicubic":
+        return ""
+    return f" (timm resizes {interpolation}, and images are resized bicubic here)"
 
 
 def record_of(

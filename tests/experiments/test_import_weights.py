@@ -55,7 +55,10 @@ def test_how_images_are_prepared(resnet18, tmp_path, capsys):
     folder.mkdir()
     weights = folder / "model.safetensors"
     weights.symlink_to(resnet18)
-    timm = {"input_size": [3, 160, 160], "crop_pct": 0.95, "mean": [0.5] * 3, "std": [0.25] * 3}
+    timm = {
+        "input_size": [3, 160, 160], "crop_pct": 0.95, "mean": [0.5] * 3, "std": [0.25] * 3,
+        "interpolation": "bilinear",
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps({"pretrained_cfg": timm}))
     names = tmp_path / "names.txt"
     names.write_text("\n".join("abcdefghij") + "\n")
@@ -69,7 +72,9 @@ def test_how_images_are_prepared(resnet18, tmp_path, capsys):
     assert metadata["mean"] == [127.5] * 3
     assert metadata["std"] == [51.0] * 3
     assert metadata["class_names"] == list("abcdefghij")
-    assert "160 x 160 out of 168" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "160 x 160 out of 168" in printed
+    assert "(timm resizes bilinear, and images are resized bicubic here)" in printed
 
     (folder / "config.json").write_text("[]")
     with pytest.raises(USERS_ERRORS, match=r"is no configuration of timm .*; move the weights"):
@@ -104,3 +109,25 @@ def test_slips_are_answered_in_one_line_and_nothing_is_written(resnet18, tmp_pat
         call(f"--from={resnet18}", f"--out={tmp_path / 'out'}", *typed)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_timm_writes(tmp_path, capsys):
+    """Weights, preparation and class names are read; the flags are not needed."""
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("resnet26", num_classes=3)
+    timm.models.save_for_hf(
+        model, tmp_path / "timm", model_config={"label_names": ["ant", "bee", "cat"]},
+        safe_serialization=True,
+    )  # fmt: skip
+    call(
+        "--network=resnet26", f"--from={tmp_path / 'timm' / 'model.safetensors'}",
+        f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    _, metadata = lrnet_jax.load_checkpoint(tmp_path / "out")
+    given = timm.data.resolve_data_config(model=model)
+    assert metadata["image_size"] == given["input_size"][-1]
+    assert metadata["resize"] == int(given["input_size"][-1] / given["crop_pct"])
+    assert metadata["mean"] == pytest.approx([255 * value for value in given["mean"]])
+    assert metadata["std"] == pytest.approx([255 * value for value in given["std"]])
+    assert metadata["class_names"] == ["ant", "bee", "cat"]
+    assert f"from {tmp_path / 'timm' / 'config.json'}" in capsys.readouterr().out
