@@ -20,6 +20,7 @@ import numpy as np
 from pallas_kernels.platform_switch import compute_capability
 
 INSTALL = "pip install 'lrnet-jax[cuda12]' (or cuda13)"
+KERNELS = "pallas_kernels.jax_triton.kernels"
 PACKAGES = ("triton", "jax_triton")
 # One of them tells jax-triton how to describe a call to XLA.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -82,7 +83,7 @@ def load() -> Any:
     if before is not None:
         os.environ["TRITON_CACHE_DIR"] = before
     if takes_out_shape(jax_triton):
-        _choose_ptx_version_in_lowering()
+        _pass_options_in_lowering()
     elif needs_dead_code_rule():
         _mend_dead_code_rule()
     return jax_triton
@@ -98,8 +99,20 @@ def ptx_version(compute_capability: int) -> int:
     return PTX_VERSION["blackwell" if compute_capability >= 100 else "old"]
 
 
-def _choose_ptx_version_in_lowering() -> None:
-    """Lets jax-triton 0.3 write the PTX of `ptx_version`."""
+def backend_options(compute_capability: int) -> dict[str, Any]:
+    """What Triton's compiler is told of the GPU and its assembler."""
+    return {
+        "ptx_version": ptx_version(compute_capability),
+        # The most there are. Without a number, the assembler rather spills a few than have one warp
+        # less, and the loops over taps need no more warps.
+        "maxnreg": 255,
+        # Every fused multiply-add is written out, so that all versions round alike.
+        "enable_fp_fusion": False,
+    }
+
+
+def _pass_options_in_lowering() -> None:
+    """Lets jax-triton 0.3 compile our kernels, and no others, with `backend_options`."""
     from jax.interpreters import mlir
     from jax_triton import triton_lib
 
@@ -108,16 +121,17 @@ def _choose_ptx_version_in_lowering() -> None:
         parse = found.parse_options
 
         def parse_options(options: dict[str, Any]) -> Any:
-            return parse({"ptx_version": ptx_version(compute_capability), **options})
+            return parse({**options, **backend_options(compute_capability)})
 
         found.parse_options = parse_options
         return found
 
-    mlir.register_lowering(
-        triton_lib.triton_kernel_call_p,
-        functools.partial(triton_lib.triton_kernel_call_lowering, backend),
-        platform="cuda",
-    )
+    def lower(ctx: Any, *arrays: Any, fn: Any, **params: Any) -> Any:
+        ours = getattr(fn, "__module__", "").startswith(KERNELS)
+        init = backend if ours else triton_lib.get_cuda_backend
+        return triton_lib.triton_kernel_call_lowering(init, ctx, *arrays, fn=fn, **params)
+
+    mlir.register_lowering(triton_lib.triton_kernel_call_p, lower, platform="cuda")
 
 
 def needs_dead_code_rule() -> bool:
@@ -168,39 +182,38 @@ class Call:
     @property
     def options(self) -> dict[str, Any]:
         """What Triton's compiler is told."""
-        return {
-            "num_warps": self.warps,
-            "num_stages": 1,
-            "ptx_version": ptx_version(self.compute_capability),
-            # Every fused multiply-add is written out, so that all versions round alike.
-            "enable_fp_fusion": False,
-        }
+        launch = {"num_warps": self.warps, "num_stages": 1}
+        return launch | backend_options(self.compute_capability)
 
     def run(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         """Calls the kernel: `jax_triton.triton_call`, alike for its versions."""
         jax_triton = load()
-        options = self.options
-        version, fusion = options.pop("ptx_version"), options.pop("enable_fp_fusion")
-        if takes_out_shape(jax_triton):
-            options |= {"out_shape": self.results, "enable_fp_fusion": fusion}
+        options: dict[str, Any]
+        if takes_out_shape(jax_triton):  # the lowering adds the options of the backend
+            options = {"out_shape": self.results}
         else:
-            backend = {"ptx_version": version, "enable_fp_fusion": fusion}
-            options |= {"out_type": self.results, "backend_options": backend}
+            backend = backend_options(self.compute_capability)
+            options = {"out_type": self.results, "backend_options": backend}
         found = jax_triton.triton_call(
             *arrays,
             kernel=self.kernel,
             grid=self.grid,
             name=self.name,
             compute_capability=self.compute_capability,
+            num_warps=self.warps,
+            num_stages=1,
             **options,
             **dict(self.static),
         )
         return tuple(found)
 
-    def ptx(self, arrays: Sequence[Any]) -> str:
-        """The PTX of the kernel, for arrays or `jax.ShapeDtypeStruct`s. It needs no GPU.
+    def compile(self, arrays: Sequence[Any]) -> tuple[str, int]:
+        """The PTX of the kernel and its bytes of shared memory, for tools. It needs no GPU.
 
         Triton keeps it in its own cache. jax-triton compiles with the same options.
+
+        Args:
+          arrays: or `jax.ShapeDtypeStruct`s.
         """
         load()
         import triton
@@ -214,7 +227,8 @@ class Call:
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
         source = ASTSource(self.kernel, signature, dict(self.static), aligned)
         target = GPUTarget("cuda", self.compute_capability, 32)
-        return triton.compile(source, target=target, options=self.options).asm["ptx"]
+        found = triton.compile(source, target=target, options=self.options)
+        return found.asm["ptx"], found.metadata.shared
 
 
 _recorded: contextvars.ContextVar[list[tuple[Call, Any]] | None] = contextvars.ContextVar(

@@ -195,7 +195,7 @@ def kernels(
         dump = pathlib.Path(folder)
         launches = _launches(dump)
         return [
-            _assemble(name, path, launches[name])
+            assemble(name, path.read_text(), **launches[name]._asdict())
             for path in sorted(dump.glob("*.ptx"))
             for name in re.findall(r"\.entry (\w+)\(", path.read_text())
             if name in launches
@@ -224,14 +224,24 @@ def _launches(dump: pathlib.Path) -> dict[str, _Launch]:
     return found
 
 
-def _assemble(name: str, path: pathlib.Path, launch: _Launch) -> Kernel:
-    ptx = path.read_text()
+def assemble(name: str, ptx: str, *, grid: int, warps: int, shared: int) -> Kernel:
+    """Assembles and disassembles a kernel.
+
+    Args:
+      name: of its entry point.
+      ptx: the text.
+      grid: number of blocks.
+      warps: per block.
+      shared: bytes of shared memory per block.
+    """
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     if target is None:
-        raise RuntimeError(f"{path.name}: no .target line")
-    cubin = path.with_suffix(".cubin")
-    log = _run("ptxas", "-v", f"-arch={target[1]}", "-O3", str(path), "-o", str(cubin))
-    sass = _run("nvdisasm", "-c", str(cubin))
+        raise RuntimeError(f"{name}: no .target line in its PTX")
+    with tempfile.TemporaryDirectory() as folder:
+        path, cubin = pathlib.Path(folder) / "kernel.ptx", pathlib.Path(folder) / "kernel.cubin"
+        path.write_text(ptx)
+        log = _run("ptxas", "-v", f"-arch={target[1]}", "-O3", str(path), "-o", str(cubin))
+        sass = _run("nvdisasm", "-c", str(cubin))
 
     def figure(pattern: str) -> int:
         return sum(int(x) for x in re.findall(pattern, log))
@@ -240,11 +250,11 @@ def _assemble(name: str, path: pathlib.Path, launch: _Launch) -> Kernel:
         name=name,
         ptx=ptx,
         sass=sass,
-        grid=launch.grid,
-        warps=launch.warps,
+        grid=grid,
+        warps=warps,
         registers=figure(r"Used (\d+) registers"),
         spills=figure(r"(\d+) bytes spill (?:stores|loads)"),
-        shared=launch.shared,
+        shared=shared,
     )
 
 

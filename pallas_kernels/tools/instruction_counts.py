@@ -2,7 +2,7 @@
 
     python -m pallas_kernels.tools.instruction_counts [--gpu=h100] [--shape=lrnet50/res2]
         [--dtype=bfloat16] [--batch=128] [--kernels=forward,query,key] [--strip=R]
-        [--table] [--plot=FILE]
+        [--implementation=jax_triton] [--table] [--plot=FILE]
 
 It compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp. "Per tap" is per (pixel, tap, group), and taps outside the image count too. A kernel has
@@ -27,6 +27,7 @@ cross_compilation.prepare()
 
 import jax.numpy as jnp  # noqa: E402
 
+from pallas_kernels.jax_triton import stack  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
 from pallas_kernels.tools.cross_compilation import GPUS, Gpu  # noqa: E402
 from pallas_kernels.tools.kernel_programs import KERNELS  # noqa: E402
@@ -120,6 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options, shapes, kernels = _parse(arguments)
     reason = cross_compilation.missing()
+    if options.implementation == "jax_triton":
+        reason = stack.missing() or reason
     if reason:
         print(f"cannot compile for a GPU: {reason}", file=sys.stderr)
         return 2
@@ -131,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.table:
             print(f"{shape.name}: {title}")
         for name in kernels:
-            found = report(gpu, shape, jnp.dtype(options.dtype), name, tile)
+            found = report(gpu, shape, jnp.dtype(options.dtype), name, tile, options.implementation)
             reports[f"{shape.name} {name}"] = found
             if options.table:
                 print(row(gpu, shape, options.dtype, name, found), flush=True)
@@ -163,6 +166,7 @@ def _parse(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--implementation", default="pallas", choices=("pallas", "jax_triton"))
     parser.add_argument("--gpu", default="h100", choices=GPUS)
     parser.add_argument("--shape", default="lrnet50/res2", help="names or patterns, with commas")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))

@@ -13,7 +13,7 @@ from pallas_kernels.pallas import key_strip, output_strip, query_kernel
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase
 from pallas_kernels.pallas.tiling import Tile
-from pallas_kernels.tools import cross_compilation
+from pallas_kernels.tools import cross_compilation, triton_programs
 from pallas_kernels.tools.cross_compilation import Gpu, Kernel
 from pallas_kernels.tools.kernel_programs import program
 from pallas_kernels.tools.sass import Code, Loop
@@ -136,7 +136,14 @@ class Report:
         return found
 
 
-def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = None) -> Report:
+def report(
+    gpu: Gpu,
+    shape: Shape,
+    dtype: Any,
+    name: str,
+    tile: Tile | None = None,
+    implementation: str = "pallas",
+) -> Report:
     """Compiles and counts one kernel.
 
     Args:
@@ -145,7 +152,10 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
       dtype: of all arrays but the copy of the prior.
       name: "forward", "query" or "key".
       tile: None for the one that would be used.
+      implementation: "pallas" or "jax_triton".
     """
+    if implementation == "jax_triton":
+        return _of_triton(gpu, shape, dtype, name, tile)
     problem, tile, function, avals = program(shape, dtype, name, tile)
     kernels = cross_compilation.kernels(gpu, function, *avals)
     [kernel] = [x for x in kernels if x.name.startswith("local_relation")]
@@ -153,6 +163,21 @@ def report(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None = No
     (kh, kw), s = problem.spec.kernel_size, problem.spec.stride
     taps = tile.strip * kh * kw / (s * s if name == "key" else 1)
     return Report(kernel, tile, Code(kernel.sass), taps, use(problem, tile, name), others)
+
+
+def _of_triton(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -> Report:
+    kernel, plan = triton_programs.compiled(gpu, shape, dtype, name, tile)
+    cases = triton_programs.border_cases(plan)
+    weights = [
+        (triton_programs.pairs_of_case(plan, i), case.columns is None)
+        for i, case in enumerate(cases)
+    ]
+    shares = [len(case.strips) / plan.strips for case in cases]
+    rows = triton_programs.rows_per_program(plan)
+    taps = plan.strip * plan.kh * plan.kw / (plan.stride**2 if plan.by_key else 1)
+    used = Tile(plan.strip, plan.lanes // 32, plan.repeats)
+    how = Use(cases, weights, shares, rows, plan.repeats)
+    return Report(kernel, used, Code(kernel.sass), taps, how, {})
 
 
 def use(problem: Problem, tile: Tile, name: str) -> Use:

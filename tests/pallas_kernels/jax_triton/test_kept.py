@@ -84,7 +84,7 @@ def test_a_name_holds_all_that_an_artifact_depends_on():
 @needs_triton
 @pytest.mark.parametrize("capability", [80, 90, 100])
 def test_tools_see_the_code_that_runs(capability):
-    """`Call.ptx` is what jax-triton embeds in the program."""
+    """`Call.compile` is what jax-triton embeds in the program."""
     ptxsim = pytest.importorskip("ptxsim.jaxtriton")
     inputs = SHAPE.abstract_inputs(jnp.float32)
 
@@ -96,7 +96,7 @@ def test_tools_see_the_code_that_runs(capability):
         [embedded] = ptxsim.calls(program.lower(lowering_platforms=("cuda",)))
     [(call, arrays)] = calls
     assert call.compute_capability == capability
-    assert instructions(call.ptx(arrays)) == instructions(embedded.ptx)
+    assert instructions(call.compile(arrays)[0]) == instructions(embedded.ptx)
 
 
 def instructions(ptx):
