@@ -17,7 +17,7 @@ GROUPS = {
     "Try out": ("photographs", "transfer"),
     "Prepare a machine": ("doctor", "prepare_imagenet"),
     "Measure": (
-        "benchmark_networks", "benchmark_input", "compare_kernels", "measure_saving",
+        "gpu_report", "benchmark_networks", "benchmark_input", "compare_kernels", "measure_saving",
         "step_memory",
     ),
 }  # fmt: skip
