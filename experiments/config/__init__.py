@@ -16,9 +16,11 @@ from typing import Any
 import lrnet_jax
 from experiments.config import sections
 from experiments.config.sections import Attack, ConfigError, Data, Optim, Train, check_at_least
+from experiments.config.types import check_record
 from lrnet_jax.training.devices import AXIS
 
 FILE = "config.json"
+CHANNELS = 3  # of the images of every data set
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +53,11 @@ class Config:
             raise ConfigError(
                 f"attack.steps {self.attack.steps} attacks images of one label, and mixed images "
                 "have two; use --config.data.mixup_alpha=0 --config.data.cutmix_alpha=0"
+            )
+        if self.model.in_channels != CHANNELS:
+            raise ConfigError(
+                f"model.in_channels {self.model.in_channels} does not fit the images of data sets, "
+                f"which are RGB; use --config.model.in_channels={CHANNELS}"
             )
         images, batch = self.variant.batch_norm_images, self.train.batch_size
         if images is not None and batch % images:
@@ -114,6 +121,9 @@ def from_dict(record: dict[str, Any]) -> Config:
       ConfigError: the record is not a configuration of this version.
     """
     try:
+        check_record(Config, record)
+        for name in SECTIONS.keys() & record.keys():
+            check_record(SECTIONS[name], record[name], f"{name}.")
         fields = {
             name: SECTIONS[name](**{key: _tuples(item) for key, item in value.items()})
             if name in SECTIONS
@@ -121,7 +131,7 @@ def from_dict(record: dict[str, Any]) -> Config:
             for name, value in record.items()
         }
         return Config(**fields)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"not a configuration of this version of lrnet_jax: {error}") from error
 
 
@@ -139,7 +149,10 @@ def load(path: pathlib.Path) -> Config:
         record = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    return from_dict(record)
+    try:
+        return from_dict(record)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}; bring back the file that was saved") from error
 
 
 def differences(old: Config, new: Config, ignored: frozenset[str] = FREE) -> list[str]:

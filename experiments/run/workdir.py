@@ -49,6 +49,11 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
     if workdir.exists() and (
         not workdir.is_dir() or any(child.name not in ours for child in workdir.iterdir())
     ):
+        if (workdir / checkpoints.FOLDER).exists():
+            raise ConfigError(
+                f"{workdir} holds checkpoints and no {configs.FILE}; bring that file back, or give "
+                "another --workdir"
+            )
         raise ConfigError(
             f"{workdir} is not empty and holds no run of lrnet_jax; give another --workdir"
         )

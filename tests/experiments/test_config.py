@@ -112,5 +112,44 @@ def test_differences_name_the_fields():
 def test_a_config_file_that_is_none(tmp_path, text):
     path = tmp_path / configs.FILE
     path.write_text(text)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match=r"config\.json"):
         configs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("sead", 1, "there is no field sead"),
+        ("optim.learning_rates", 1, "there is no field optim.learning_rates"),
+        ("optim", 3, "optim must be an object, got 3"),
+        ("network", 3, "network must be a text, got 3"),
+        ("seed", "one", "seed must be a whole number, got 'one'"),
+        ("seed", True, "seed must be a whole number, got True"),
+        ("data.flip", "yes", "data.flip must be true or false, got 'yes'"),
+        ("data.image_size", 2.5, "data.image_size must be a whole number or null, got 2.5"),
+        ("optim.decay", "linear", "optim.decay must be one of steps, cosine, got 'linear'"),
+        ("optim.boundaries", [1, "x"], "optim.boundaries must be a list, got [1, 'x']"),
+        ("model.kernel_size", 4, "kernel_size must be odd, got 4"),
+        ("model.in_channels", 1, "in_channels 1 does not fit the images of data sets, which are"),
+    ],
+)
+def test_an_edited_config_file_is_answered_by_its_field(tmp_path, path, value, message):
+    record = configs.to_dict(QUICK)
+    *sections, name = path.split(".")
+    node = record
+    for section in sections:
+        node = node[section]
+    node[name] = value
+    file = tmp_path / configs.FILE
+    file.write_text(json.dumps(record))
+    with pytest.raises(ConfigError) as raised:
+        configs.load(file)
+    text = str(raised.value)
+    assert text.startswith(f"{file}: not a configuration of this version of lrnet_jax: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def test_grey_networks_do_not_fit_the_images():
+    with pytest.raises(ConfigError, match=r"RGB; use --config.model.in_channels=3"):
+        override(QUICK, "model.in_channels", "1")

@@ -113,3 +113,11 @@ def test_checkpoints_of_other_runs_are_foreign():
         check_checkpoint(QUICK, {"step": 3, "config": configs.to_dict(other)})
     with pytest.raises(DamagedCheckpointError, match="has no configuration of lrnet_jax"):
         check_checkpoint(QUICK, {"step": 3})
+
+
+def test_checkpoints_without_their_configuration(tmp_path):
+    (tmp_path / checkpoints.FOLDER / "4").mkdir(parents=True)
+    with pytest.raises(
+        ConfigError, match=r"holds checkpoints and no config\.json; bring that file"
+    ):
+        check_workdir(QUICK, tmp_path)
