@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -15,6 +16,13 @@ FILE = build.FOLDER / build.LIBRARY
 FORWARD = "lrnet_cpu_forward"
 BACKWARD = "lrnet_cpu_backward"
 REBUILD = "`python -m pallas_kernels.native`"
+
+
+# What XLA's flag --xla_cpu_max_isa allows, where it is less than the library has.
+ALLOWED = {"SSE4_2": ("sse2",), "AVX": ("sse2",), "AVX2": ("avx2", "sse2")}
+
+
+ALL_THREADS = 2**31 - 1
 
 
 class Plan(NamedTuple):
@@ -47,18 +55,19 @@ def plan(sizes: tuple[int, ...]) -> Plan:
 
 def instruction_sets() -> list[str]:
     """Names of the instruction sets that this processor has and the library knows, best first."""
-    function = loaded().local_relation_instruction_set
-    function.restype = ctypes.c_char_p
-    names: list[str] = []
-    while name := function(ctypes.c_int64(len(names))):
-        names.append(name.decode())
-    return names
+    return _names(loaded())
 
 
-def use(instruction_set: str, threads: int = 2**31 - 1) -> None:
+def best(here: list[str], xla_flags: str) -> str:
+    """The first of the instruction sets that the flags of XLA allow."""
+    limit = re.search(r"--xla_cpu_max_isa=(\w+)", xla_flags)
+    allowed = ALLOWED.get(limit.group(1) if limit else "", here)
+    return next((name for name in here if name in allowed), here[-1])
+
+
+def use(instruction_set: str, threads: int = ALL_THREADS) -> None:
     """Chooses what all later calls of this process run with, for tests and measurements."""
-    chosen = instruction_sets().index(instruction_set)
-    loaded().local_relation_use(ctypes.c_int64(chosen), ctypes.c_int64(threads))
+    _use(loaded(), instruction_set, threads)
 
 
 def loaded() -> ctypes.CDLL:
@@ -67,6 +76,20 @@ def loaded() -> ctypes.CDLL:
     if library is None:
         raise RuntimeError(f"the C++ library cannot be used: {reason}")
     return library
+
+
+def _use(library: ctypes.CDLL, instruction_set: str, threads: int) -> None:
+    chosen = _names(library).index(instruction_set)
+    library.local_relation_use(ctypes.c_int64(chosen), ctypes.c_int64(threads))
+
+
+def _names(library: ctypes.CDLL) -> list[str]:
+    function = library.local_relation_instruction_set
+    function.restype = ctypes.c_char_p
+    names: list[str] = []
+    while name := function(ctypes.c_int64(len(names))):
+        names.append(name.decode())
+    return names
 
 
 @functools.cache
@@ -83,6 +106,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
         return None, reason
     for name in (FORWARD, BACKWARD):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
+    _use(library, best(_names(library), os.environ.get("XLA_FLAGS", "")), ALL_THREADS)
     return library, None
 
 

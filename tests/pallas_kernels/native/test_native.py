@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import os
 import re
 
 import jax
@@ -28,7 +29,7 @@ instruction_sets = library.instruction_sets() if ABSENT is None else []
 def use():
     """`library.use`, until the end of the test."""
     yield library.use
-    library.use(instruction_sets[0])
+    library.use(library.best(instruction_sets, os.environ.get("XLA_FLAGS", "")))
 
 
 @functools.cache
@@ -57,6 +58,24 @@ def test_golden_with_other_instructions(name, instruction_set, use):
         error = np.abs(np.asarray(got, np.float64) - want).max()
         limit = case.tol32 * max(case.gross[result], np.abs(want).max())
         assert np.isnan(limit) or error <= limit, f"{result}: error {error:.3g} > {limit:.3g}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ("", "avx512"),
+        ("--xla_cpu_max_isa=AVX512", "avx512"),
+        ("--xla_cpu_max_isa=AVX2 --other=1", "avx2"),
+        ("--other=1 --xla_cpu_max_isa=SSE4_2", "sse2"),
+    ],
+)
+def test_the_instructions_that_xla_is_allowed(flags, name):
+    """`make test-isa` is also for the C++."""
+    assert library.best(["avx512", "avx2", "sse2"], flags) == name
+
+
+def test_one_instruction_set_needs_no_choice():
+    assert library.best(["baseline"], "") == "baseline"
 
 
 @needs_library
