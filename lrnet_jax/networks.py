@@ -1,6 +1,7 @@
 """The networks: stem, stages of residual blocks and head, built from the plan of a variant."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -13,6 +14,8 @@ from lrnet_jax.layers.activation import relu
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import ChannelTransformation, fan_in_normal
 from lrnet_jax.layers.full_image import FullImageRelation
+from lrnet_jax.layers.input_transformation import is_input, transform_input
+from lrnet_jax.layers.kept import keep, recomputed
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
 from lrnet_jax.layers.pooling import max_pool_3x3
@@ -131,18 +134,24 @@ class Network(nnx.Module):
         """
         check_images(images, self.variant.in_channels)
         x = images.astype(self.variant.dtype)
-        for layer in self.stem:
-            x = layer(x, relu=True)
-        features = {"res1": x}
-        if self.variant.stem_pool:
-            x = max_pool_3x3(x)
-        call = nnx.remat(Block.__call__) if self.variant.remat else Block.__call__
+        remat = self.variant.remat
+        stem = functools.partial(_stem, self.variant.stem_pool)
+        features = {}
+        features["res1"], x = (stem if remat == "none" else recomputed(stem))(self.stem, x)
+        call = recomputed(Block.__call__) if remat == "blocks" else Block.__call__
         scales = itertools.repeat(None) if branch_scales is None else iter(branch_scales)
         for stage, blocks in enumerate(self.stages):
             for block in blocks:
                 x = call(block, x, next(scales))
             features[f"res{stage + 2}"] = x
         return features
+
+
+def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The stem before and after its pool."""
+    for layer in layers:
+        x = layer(x, relu=True)
+    return x, max_pool_3x3(x) if pool else x
 
 
 class Block(nnx.Module):
@@ -192,7 +201,9 @@ class Normalized(nnx.Module):
 
     def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
         """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows."""
-        return self.norm(self.layer(x), relu=relu)
+        if relu and is_input(self.layer, self.norm):
+            return transform_input(self.layer, self.norm, x)
+        return self.norm(keep(self.layer(x)), relu=relu)
 
 
 def fold_priors(model: Network) -> Network:

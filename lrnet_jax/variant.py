@@ -15,6 +15,7 @@ BlockKind = Literal["bottleneck", "basic"]
 Operator = Literal["local_relation", "convolution", "depthwise", "non_local"]
 StemKind = Literal["local_relation", "convolution"]
 Scope = Literal["local", "full"]
+Remat = Literal["none", "stem", "blocks"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,9 @@ class Variant:
       dtype: of activations, "float32" or "bfloat16". Parameters and statistics are float32.
       implementation: of `pallas_kernels.local_relation`, None for the fastest that runs.
       in_channels: channels of the images.
-      remat: whether the backward pass recomputes each block instead of keeping its activations.
+      remat: what the backward pass computes again instead of keeping it: "none", "stem" (stem and
+        pool) or "blocks" (those, and what follows cheaply in each block). What is kept is in
+        `lrnet_jax/layers/kept.py`. False and True, of older checkpoints, are "none" and "blocks".
         This takes less memory and a third more time.
 
     Raises:
@@ -105,12 +108,14 @@ class Variant:
     dtype: Literal["float32", "bfloat16"] = "float32"
     implementation: str | None = None
     in_channels: int = 3
-    remat: bool = False
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         for name in ("depths", "stage_channels", "full_image_pool"):
             if isinstance(getattr(self, name), list):  # as JSON has it
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.remat, bool):  # as older checkpoints have it
+            object.__setattr__(self, "remat", "blocks" if self.remat else "none")
         hints = typing.get_type_hints(Variant)
         for field in dataclasses.fields(self):
             _check_choice(field.name, hints[field.name], getattr(self, field.name))

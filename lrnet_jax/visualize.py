@@ -78,7 +78,7 @@ def query_key_maps(model: Network, images: jax.Array) -> dict[str, QueryKey]:
     watched = nnx.clone(model)
     watched.eval()
     # A rematerialised block is traced apart, and what is recorded inside could not leave it.
-    watched.variant = dataclasses.replace(model.variant, remat=False)
+    watched.variant = dataclasses.replace(model.variant, remat="none")
     seen: dict[str, tuple[jax.Array, jax.Array]] = {}
     for path, module in list(nnx.iter_modules(watched)):
         if isinstance(module, Normalized) and isinstance(module.layer, LocalRelation):

@@ -29,6 +29,7 @@ import functools
 from typing import Literal, NamedTuple
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import jax_triton, native, pallas, pallas_interpret, reference, xla
 from pallas_kernels.platform_switch import (
@@ -61,6 +62,9 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
 # and the default everywhere else.
 PREFERRED = {"cpu": ("native",), "cuda": ("pallas", "jax_triton")}
 DEFAULT = "xla"
+
+# The name of what the backward pass needs of the forward pass, for policies of `jax.checkpoint`.
+RESIDUALS_NAME = "local_relation"
 
 # The order on a GPU of at least this compute capability. It multiplies and adds pairs of float32,
 # and jax_triton then issues a fifth fewer instructions (docs/gpu_kernels.md).
@@ -235,7 +239,9 @@ def _with_own_gradient(spec: Spec, choice: Choice, inputs: Inputs) -> jax.Array:
 
 
 def _forward(spec: Spec, choice: Choice, inputs: Inputs) -> tuple[jax.Array, Residuals]:
-    out, normalizer = _switched("forward", spec, choice)(inputs)
+    # A name for policies of jax.checkpoint: the forward pass need not run again for these.
+    results = _switched("forward", spec, choice)(inputs)
+    out, normalizer = jax.tree.map(lambda x: checkpoint_name(x, RESIDUALS_NAME), results)
     return out, Residuals(inputs, out, normalizer)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lrnet_jax.layers.isolation import computed_once
+from lrnet_jax.layers.kept import keep
 
 
 class BatchNorm(nnx.Module):
@@ -90,6 +91,17 @@ class BatchNorm(nnx.Module):
             offset = bias - self.mean[...] * gain
             return (_affine_relu if relu else _affine)(jnp.dtype(dtype), x, gain, offset)
 
+        options = _Options(self.epsilon, self.axis_name, relu)
+        y, mean, var = _normalize(options, self.to_groups(x), scale, bias, self.mean[...])
+        self.move_averages(mean, var)
+        return y.reshape(x.shape).astype(dtype)
+
+    def to_groups(self, x: jax.Array) -> jax.Array:
+        """(B, ..., C) -> (N, R, W, C), of N groups of images that share statistics.
+
+        Raises:
+          ValueError: the batch is not a multiple of `group_images`.
+        """
         images = self.group_images or x.shape[0]
         if x.shape[0] % images:
             raise ValueError(
@@ -97,13 +109,13 @@ class BatchNorm(nnx.Module):
                 f"group_images {images}; change one of them"
             )
         width = x.shape[-2] if x.ndim > 2 else 1
-        rows = x.reshape(x.shape[0] // images, -1, width, x.shape[-1])
-        options = _Options(self.epsilon, self.axis_name, relu)
-        y, mean, var = _normalize(options, rows, scale, bias, self.mean[...])
+        return x.reshape(x.shape[0] // images, -1, width, x.shape[-1])
+
+    def move_averages(self, mean: jax.Array, var: jax.Array) -> None:
+        """Moves the running averages towards the statistics of a batch, (N, C) each."""
         for average, batch in ((self.mean, mean), (self.var, var)):
             batch = jax.lax.stop_gradient(jnp.mean(batch, 0))
             average[...] = self.momentum * average[...] + (1 - self.momentum) * batch
-        return y.reshape(x.shape).astype(dtype)
 
 
 def _affine(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
@@ -185,7 +197,7 @@ def _normalize_forward(
     mean = pivot + moments[0]
     # Rounding may leave a constant channel a variance just below zero.
     var = jnp.maximum(moments[1] - moments[0] ** 2, 0)
-    inverse_deviation = jax.lax.rsqrt(var + options.epsilon)
+    mean, inverse_deviation = keep(mean), keep(jax.lax.rsqrt(var + options.epsilon))
     gain = scale * inverse_deviation
     # Without a ReLU a sum follows, and XLA computes both at once.
     output = computed_once(_rectified, x.dtype) if options.relu else partial(_affine, x.dtype)

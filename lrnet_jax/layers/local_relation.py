@@ -8,6 +8,7 @@ from flax import nnx
 from lrnet_jax.checks import check_odd, check_positive
 from lrnet_jax.layers.channel_transformation import apply_jointly
 from lrnet_jax.layers.geometric_prior import Prior, window_positions
+from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.relation import Relation
 from pallas_kernels import local_relation
 from pallas_kernels.spec import Normalization, Similarity
@@ -104,7 +105,7 @@ class LocalRelation(Relation):
 
     def geometric_prior(self) -> jax.Array | None:
         """The prior's logits, (G, k, k) float32, or None without a prior."""
-        return None if self.prior is None else self.prior(*self.prior_positions())
+        return None if self.prior is None else keep(self.prior(*self.prior_positions()))
 
     def query_and_key(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(B, H, W, C) -> query (B, Ho, Wo, G, D) and key (B, H, W, G, D)."""
@@ -112,7 +113,7 @@ class LocalRelation(Relation):
             query, key = apply_jointly(x, self.query, self.key)
         else:
             query, key = self.query(x), self.key(x)
-        return self._to_vectors(query), self._to_vectors(key)
+        return self._to_vectors(keep(query)), self._to_vectors(keep(key))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).

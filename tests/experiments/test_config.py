@@ -74,8 +74,8 @@ def test_fields_that_may_change():
         "recipe", "model.implementation", "model.remat", "train.eval_batch_size",
         "train.eval_every_epochs",
     } == configs.SAME_RESULT  # fmt: skip
-    other = override(override(QUICK, "train.log_every", "7"), "model.remat", "true")
-    assert configs.differences(QUICK, other) == ["model.remat: False -> True"]
+    other = override(override(QUICK, "train.log_every", "7"), "model.remat", "blocks")
+    assert configs.differences(QUICK, other) == ["model.remat: none -> blocks"]
     assert configs.differences(QUICK, other, ignored=configs.SAME_RESULT) == []
 
 

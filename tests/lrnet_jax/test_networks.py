@@ -1,6 +1,7 @@
 """Every network of the zoo, made small: forward, backward, features, odd sizes, dtypes, folding."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ CASES |= {
     "lrnet26": small("lrnet26", implementation=None),
     "full image": small("lrnet26", scope="full", prior="table", image_size=21),
     "remat, zero gamma, conv stem": small(
-        "lrnet26", remat=True, zero_gamma=True, stem="convolution", prior="none"
+        "lrnet26", remat="blocks", zero_gamma=True, stem="convolution", prior="none"
     ),
 }
 
@@ -270,3 +271,40 @@ def test_errors():
     full = create(small("lrnet26", scope="full"))
     with pytest.raises(ValueError, match="image_size to the network"):
         lrnet_jax.fold_priors(full)
+
+
+def test_recomputation_changes_nothing_and_repeats_no_product():
+    x, cotangent = images(2, 13, 13, 3), images(2, 5)
+    found = {}
+    fields = {"depths": (1,), "stage_channels": (16,), "implementation": "xla"}
+    for remat in ("none", "stem", "blocks"):
+        model = create(small("lrnet26", remat=remat, **fields))
+        graphdef, state = nnx.split(model)
+
+        def gradients(state, x, graphdef=graphdef):
+            def loss(model, x):
+                return jnp.sum(model(x) * cotangent)
+
+            model = nnx.merge(graphdef, state, copy=True)
+            return nnx.grad(loss)(model, x), nnx.state(model, nnx.BatchStat)
+
+        lowered = jax.jit(gradients).lower(state, x)
+        # Those of all pixels, and not those of the stem's statistics and of the priors.
+        products = [
+            line
+            for line in lowered.as_text().splitlines()
+            if "stablehlo.dot_general" in line
+            and max(map(int, re.findall(r"(\d+)x", line))) >= 2 * 7 * 7
+        ]
+        found[remat] = lowered.compile()(state, x), len(products)
+    for remat in ("stem", "blocks"):
+        assert found[remat][1] == found["none"][1] > 5, remat
+        for a, b in zip(*(jax.tree.leaves(found[key][0]) for key in (remat, "none")), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + np.max(np.abs(b))))
+
+
+def test_recomputation_of_older_checkpoints_has_a_name():
+    assert lrnet_jax.Variant(remat=False).remat == "none"
+    assert lrnet_jax.Variant(remat=True).remat == "blocks"
+    with pytest.raises(ValueError, match="remat must be one of none, stem, blocks; got 'all'"):
+        lrnet_jax.Variant(remat="all")

@@ -87,8 +87,8 @@ def evaluated_input(model):
 
 
 def test_rematerialised_networks_show_the_same():
-    variant = dataclasses.replace(VARIANT, depths=(1,), remat=True)
+    variant = dataclasses.replace(VARIANT, depths=(1,), remat="blocks")
     model = lrnet_jax.create_from_variant(variant, 3, nnx.Rngs(0))
     maps = visualize.query_key_maps(model, IMAGES)
-    assert model.variant.remat
+    assert model.variant.remat == "blocks"
     assert all(np.isfinite(array).all() for pair in maps.values() for array in pair)

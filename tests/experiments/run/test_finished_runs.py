@@ -25,7 +25,7 @@ def test_the_run_nearest_to_the_recipe_is_taken(tmp_path):
     ("path", "text"),
     [
         ("data.data_dir", "/elsewhere"), ("data.workers", "3"), ("model.implementation", "xla"),
-        ("model.remat", "true"), ("train.eval_batch_size", "8"),
+        ("model.remat", "stem"), ("train.eval_batch_size", "8"),
         ("train.eval_every_epochs", "0"), ("train.log_every", "7"),
         ("train.checkpoint_every", "7"), ("train.keep_checkpoints", "7"),
     ],
