@@ -19,6 +19,7 @@ GROUPS = {
     "Measure": (
         "gpu_report", "benchmark_networks", "benchmark_input", "compare_kernels", "measure_saving",
         "step_memory",
+        "step_model",
     ),
 }  # fmt: skip
 

@@ -137,12 +137,15 @@ class Network(nnx.Module):
         remat = self.variant.remat
         stem = functools.partial(_stem, self.variant.stem_pool)
         features = {}
-        features["res1"], x = (stem if remat == "none" else recomputed(stem))(self.stem, x)
+        # Scopes name the operations of a compiled program, for profiles and for step_model.
+        with jax.named_scope("stem"):
+            features["res1"], x = (stem if remat == "none" else recomputed(stem))(self.stem, x)
         call = recomputed(Block.__call__) if remat == "blocks" else Block.__call__
         scales = itertools.repeat(None) if branch_scales is None else iter(branch_scales)
         for stage, blocks in enumerate(self.stages):
-            for block in blocks:
-                x = call(block, x, next(scales))
+            with jax.named_scope(f"res{stage + 2}"):
+                for block in blocks:
+                    x = call(block, x, next(scales))
             features[f"res{stage + 2}"] = x
         return features
 
@@ -203,7 +206,9 @@ class Normalized(nnx.Module):
         """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows."""
         if relu and is_input(self.layer, self.norm):
             return transform_input(self.layer, self.norm, x)
-        return self.norm(keep(self.layer(x)), relu=relu)
+        y = keep(self.layer(x))
+        with jax.named_scope("batch_norm"):
+            return self.norm(y, relu=relu)
 
 
 def fold_priors(model: Network) -> Network:

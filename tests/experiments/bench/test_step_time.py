@@ -1,0 +1,73 @@
+"""The model of a step's time, on programs whose cost is counted by hand."""
+
+import pytest
+
+from experiments.bench.hlo_text import parse
+from experiments.bench.step_time import milliseconds, step_costs
+from lrnet_jax import Variant
+from pallas_kernels.tools.cross_compilation import GPUS
+
+H100 = GPUS["h100"]
+DRAM = 0.85 * 3.352e12
+
+PROGRAM = """
+%sliced (param_0: f32[1000,64]) -> f32[10,64] {
+  %param_0 = f32[1000,64]{1,0} parameter(0)
+  ROOT %slice = f32[10,64]{1,0} slice(%param_0), slice={[0:10], [0:64]}
+}
+
+%summed (param_0: f32[1000,64]) -> f32[64] {
+  %param_0 = f32[1000,64]{1,0} parameter(0)
+  ROOT %reduce = f32[64]{0} reduce(%param_0), metadata={op_name="jit(f)/res3/batch_norm/sum"}
+}
+
+ENTRY %main (x: f32[1000,64]) -> f32[64] {
+  %x = f32[1000,64]{1,0} parameter(0)
+  %cut = f32[10,64]{1,0} fusion(%x), kind=kLoop, calls=%sliced
+  %sum = f32[64]{0} fusion(%x), kind=kInput, calls=%summed
+  %query = bf16[3200]{0} copy(%x)
+  %kernel = (bf16[3200]{0}, f32[3200]{0}) custom-call(%query, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/stem/local_relation_forward"}
+  %a = bf16[8192,4096]{1,0} broadcast(%query)
+  %b = bf16[4096,1024]{1,0} broadcast(%query)
+  %product = (bf16[8192,1024]{1,0}, s8[999]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="jit(f)/transpose(jvp(res2))/dot"}
+  %images = bf16[128,56,56,64]{3,2,1,0} broadcast(%query)
+  %filter = bf16[64,3,3,64]{3,2,1,0} broadcast(%query)
+  %conv = (bf16[128,56,56,64]{3,2,1,0}, u8[0]{0}) custom-call(%images, %filter), custom_call_target="__cudnn$convForward"
+}
+"""  # noqa: E501
+
+
+def found():
+    costs = step_costs(parse(PROGRAM), Variant(), H100)
+    return dict(
+        zip("cut sum query kernel a b product images filter conv".split(), costs, strict=True)  # noqa: SIM905
+    )
+
+
+def test_kinds_and_stages():
+    kinds = {name: (cost.kind, cost.stage) for name, cost in found().items()}
+    assert kinds["cut"] == ("copies", "rest")
+    assert kinds["sum"] == ("statistics", "res3")
+    assert kinds["kernel"] == ("LR kernels", "stem")
+    assert kinds["product"] == ("dots", "res2")
+    assert kinds["conv"] == ("convolutions", "rest")
+
+
+def test_a_fusion_reads_what_its_results_need():
+    costs = found()
+    assert costs["cut"].size == 2 * 4 * 10 * 64
+    assert costs["sum"].size == 4 * (1000 * 64 + 64)
+    assert costs["sum"].seconds == costs["sum"].size / DRAM
+
+
+def test_arithmetic():
+    costs = found()
+    products = 2 * 8192 * 4096 * 1024 / (0.6 * 989e12)
+    assert costs["product"].seconds == pytest.approx(products)
+    taps = 2 * 128 * 56 * 56 * 64 * 9 * 64 / (0.6 * 989e12)
+    assert costs["conv"].seconds == pytest.approx(max(taps, costs["conv"].size / DRAM))
+    # 100 warps of queries, 49 taps each, 16.1 slots a tap, 132 SMs of 4 schedulers.
+    slots = 100 * 49 * 16.1 / (132 * 4 * 1.98e9)
+    assert costs["kernel"].seconds == pytest.approx(max(slots, costs["kernel"].size / DRAM))
+    sums = milliseconds(list(costs.values()), "kind")
+    assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
