@@ -24,9 +24,9 @@ from experiments import config as configs
 from experiments.cli import command_line, run_flags
 from experiments.config import ConfigError
 from experiments.report.drawing import require_matplotlib
-from experiments.report.figure_images import evaluation_images, read_files
+from experiments.report.figure_images import evaluation_images
 from experiments.report.paper_figures import draw_maps, draw_priors
-from lrnet_jax import visualize
+from lrnet_jax import Preprocessing, visualize
 
 DPI = 300
 
@@ -62,15 +62,15 @@ def draw(run: str, files: list[str], count: int, data_dir: str | None) -> dict[s
     """The figures of a run by the names of their files; None for one that it cannot have.
 
     Raises:
-      ConfigError: matplotlib is not installed, the network has no local relations, or an image
-        cannot be read.
+      ConfigError: matplotlib is not installed, or the network has no local relations.
+      BadImageError: a file cannot be read.
     """
     require_matplotlib()
     model, metadata = lrnet_jax.load_checkpoint(run)
     if not visualize.local_relations(model):
         raise ConfigError(f"{run} holds {metadata['network']}, which has no local relation layers")
     if files:
-        images = read_files(files, metadata["image_size"])
+        images = Preprocessing.from_metadata(metadata).pixels(files)
     else:
         images = evaluation_images(configs.from_dict(metadata["config"]), count, data_dir)
     maps = draw_maps(model, images, metadata["mean"], metadata["std"])

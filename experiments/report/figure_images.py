@@ -1,32 +1,12 @@
 """The images that figure 5 is drawn on."""
 
-import pathlib
-from collections.abc import Sequence
-
 import numpy as np
 
-from experiments.config import Config, ConfigError
+from experiments.config import Config
 from experiments.run.inputs import open_data
 from lrnet_jax.data.dataset import Batch
-from lrnet_jax.data.decode import central_crop, decode
 
 _POOL = 256  # evaluation images to choose from
-
-
-def read_files(names: Sequence[str], size: int) -> np.ndarray:
-    """Central crops of image files, (N, size, size, 3) uint8.
-
-    Raises:
-      ConfigError: a file cannot be read.
-    """
-    images = []
-    for name in names:
-        try:
-            image = decode(pathlib.Path(name).read_bytes())
-        except OSError as error:
-            raise ConfigError(f"--images: {name} cannot be read: {error}") from error
-        images.append(central_crop(image, size))
-    return np.stack(images)
 
 
 def evaluation_images(config: Config, count: int, data_dir: str | None) -> np.ndarray:
