@@ -173,6 +173,8 @@ def _blend_stage(image: jax.Array, operation: jax.Array, strength: jax.Array) ->
 def _smooth(image: jax.Array) -> jax.Array:
     """Means of 3 x 3 pixels, in which the middle counts 5 times; the border stays."""
     whole = image.astype(jnp.int32)
+    if min(image.shape[:2]) < 3:  # all of it is border
+        return whole
     nine = _sums_of_three(_sums_of_three(whole, 0), 1)
     inner = (2 * (nine + 4 * whole[1:-1, 1:-1]) + 13) // 26
     return whole.at[1:-1, 1:-1].set(inner)

@@ -166,6 +166,13 @@ def test_any_split_over_devices_gives_the_same_images_and_steps_draw_anew():
     assert (whole != other).any((1, 2, 3)).mean() > 0.9
 
 
+def test_an_image_that_is_all_border():
+    image = pictures()[0][:2, :2]
+    got = apply(image, np.int32(OPERATIONS.index("sharpness")), np.float32(1.9))
+    want = ImageEnhance.Sharpness(Image.fromarray(image)).enhance(1.9)
+    np.testing.assert_array_equal(got, want)
+
+
 def test_nothing_asked_and_bad_arguments():
     images = pictures()
     assert rand_augment(images, INDEX[:5], KEY, operations=0, magnitude=9.0) is images
