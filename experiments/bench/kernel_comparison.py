@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.config import ConfigError
+from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.pallas import backward_pass, forward_kernel
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Residuals
@@ -46,9 +47,12 @@ def choose_shapes(patterns: Sequence[str] | None, batch: int, *, interpret: bool
     return list(shapes.values())
 
 
-def compare(shape: Shape, dtype: str, *, interpret: bool) -> Iterator[Error]:
+def compare(shape: Shape, dtype: str, implementation: str, *, interpret: bool) -> Iterator[Error]:
     """Runs kernels and reference on the same inputs; yields the error of each result."""
-    run = jax.jit(functools.partial(run_kernels, shape, interpret))
+    if implementation == "pallas":
+        run = jax.jit(functools.partial(run_kernels, shape, interpret))
+    else:
+        run = jax.jit(functools.partial(run_implementation, shape, implementation))
     yield from errors(shape, jnp.dtype(dtype), run)
 
 
@@ -72,6 +76,15 @@ def run_kernels(shape: Shape, interpret: bool, *arrays: Any) -> tuple[jax.Array 
         shape.spec, residuals, d_out, interpret=interpret, tiles=tiles
     )
     return out, *gradients
+
+
+def run_implementation(
+    shape: Shape, implementation: str, *arrays: Any
+) -> tuple[jax.Array | None, ...]:
+    """The output and the four gradients by an implementation that runs here; see `run_kernels`."""
+    module, inputs = IMPLEMENTATIONS[implementation], Inputs(*arrays[:-1])
+    out, normalizer = module.forward(shape.spec, inputs)
+    return out, *module.backward(shape.spec, Residuals(inputs, out, normalizer), arrays[-1])
 
 
 def describe_budgets(dtypes: Sequence[str]) -> str:

@@ -73,3 +73,16 @@ def test_on_a_gpu_it_measures_too(monkeypatch, capsys):
 def test_an_unknown_name_is_answered_with_the_known_ones(argument, message):
     with pytest.raises(ConfigError, match=message):
         compare(argument)
+
+
+def test_kernels_in_triton_have_no_interpret_mode():
+    with pytest.raises(ConfigError, match="--implementation=jax_triton cannot run here: JAX comp"):
+        compare(*SMALL, "--implementation=jax_triton")
+
+
+def test_an_implementation_is_compared_by_its_name():
+    """Here with one that runs on this machine."""
+    [shape] = kernel_comparison.choose_shapes(["odd/single_pixel"], 1, interpret=False)
+    found = list(kernel_comparison.compare(shape, "float32", "xla", interpret=False))
+    assert len(found) == 5
+    assert all(error.ok for error in found)
