@@ -22,6 +22,11 @@ lrnet_jax.load_exported(DIR).predict("cat.jpg") gives names and probabilities.
 
 writes the weights for other libraries instead: model.safetensors, for ResNets under the names of
 torchvision and timm. `experiments.import_weights` reads it.
+
+    python -m experiments.export --run=runs/resnet50 --out=exports/resnet50 --format=onnx
+
+writes network.onnx instead, which onnxruntime runs, and compares it with the network. It needs the
+extra `onnx`, and half a minute for a small network.
 """
 
 import pathlib
@@ -31,9 +36,10 @@ from absl import flags
 from experiments.cli import command_line, run_flags
 from experiments.config import ConfigError
 from experiments.run.artifact import export
+from experiments.run.onnx_file import export_onnx
 from experiments.run.weights_file import export_weights
 
-STABLEHLO, SAFETENSORS = "stablehlo", "safetensors"
+STABLEHLO, SAFETENSORS, ONNX = "stablehlo", "safetensors", "onnx"
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -54,8 +60,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_enum(
-        "format", STABLEHLO, (STABLEHLO, SAFETENSORS),
-        "A checkpoint and a module that runs, or the weights alone.", flag_values=flag_values,
+        "format", STABLEHLO, (STABLEHLO, SAFETENSORS, ONNX),
+        "A checkpoint and a module that runs, the weights alone, or a file for onnxruntime.",
+        flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_string(
         "license", None, "Licence of the weights, for the model card, such as apache-2.0.",
@@ -68,10 +75,13 @@ def main(options: flags.FlagValues) -> None:
     path = run_flags.chosen_run(options)
     out = pathlib.Path(command_line.require(options, "out", "exports/lrnet50"))
     ema = False if options.raw else None
-    if options.format == SAFETENSORS:
-        if options["images"].present:
-            raise ConfigError(f"--images={options.images} is of a module, not of {SAFETENSORS}")
-        lines = export_weights(path, out, ema=ema, license_=options.license)
+    if options.format in (SAFETENSORS, ONNX):
+        for name in ("images", "implementation"):
+            if options[name].present:
+                value = options[name].value
+                raise ConfigError(f"--{name}={value} is of a module, not of {options.format}")
+        write = export_weights if options.format == SAFETENSORS else export_onnx
+        lines = write(path, out, ema=ema, license_=options.license)
     else:
         lines = export(
             path,

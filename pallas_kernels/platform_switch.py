@@ -16,8 +16,10 @@ through the switch, and to the other arrays with it:
     by_platform(...)           packs the results as the function returned them
 """
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -33,6 +35,23 @@ Tree = TypeVar("Tree")
 
 _switch = Primitive("local_relation_platform_switch")
 _switch.multiple_results = True
+
+
+_plain_only = contextvars.ContextVar("plain_only", default=False)
+
+
+@contextlib.contextmanager
+def without_switch() -> Iterator[None]:
+    """Within it a switch is its default, for converters that know the primitives of JAX alone.
+
+    JAX does not know of this when it caches what it has traced: trace a function here that was not
+    traced before.
+    """
+    token = _plain_only.set(True)
+    try:
+        yield
+    finally:
+        _plain_only.reset(token)
 
 
 def current_platform() -> str:
@@ -72,6 +91,8 @@ def by_platform(
         return _flattened(default, structure), tuple(choices.items())
 
     def call(*arguments: Any) -> Any:
+        if _plain_only.get():
+            return default(*arguments)
         arrays, structure = jax.tree.flatten(arguments)
         plain = jax.tree.map(lambda x: _plain(jax.typeof(x)), arguments)
         results = jax.tree.structure(jax.eval_shape(default, *plain))

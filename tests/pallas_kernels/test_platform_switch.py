@@ -9,7 +9,7 @@ import pytest
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from pallas_kernels.platform_switch import by_platform
+from pallas_kernels.platform_switch import by_platform, without_switch
 
 X = jnp.arange(6.0).reshape(2, 3)
 Y = jnp.ones(3)
@@ -172,3 +172,13 @@ def test_equal_work_is_traced_and_lowered_once():
     lowered = jax.jit(network).lower(X)
     assert len(traces) == 1
     assert lowered.as_text().count("func.func private @counted") == 1
+
+
+def test_a_converter_sees_the_default_alone():
+    def traced():
+        switch = by_platform(default, cpu=on_cpu)
+        return str(jax.make_jaxpr(lambda *arrays: switch(*arrays))(X, Y))
+
+    with without_switch():
+        assert "platform_switch" not in traced()
+    assert "platform_switch" in traced()

@@ -1,0 +1,164 @@
+"""A trained network as an ONNX file, written by jax2onnx and run by onnxruntime.
+
+network.onnx      images uint8 (batch, H, W, 3) -> logits float32, with weights and normalisation,
+                  for any batch size
+classifier.json   size, crop and class names
+README.md         the model card
+
+The operator is written as the reference has it, which unfolds the windows. Opset 23 is that of ONNX
+1.18.
+"""
+
+import logging
+import pathlib
+import shutil
+import warnings
+from typing import Any
+
+import jax
+import numpy as np
+
+import lrnet_jax
+from experiments.config import ConfigError
+from experiments.report import model_card
+from experiments.run import modules, pasteable
+from lrnet_jax.exported import ABOUT
+from lrnet_jax.preprocessing import Preprocessing
+from pallas_kernels.platform_switch import without_switch
+
+FILE = "network.onnx"
+OPSET = 23
+BATCHES = (1, 3)  # sizes at which the file is compared
+USAGE = """\
+With onnxruntime (`pip install onnxruntime pillow`), in this folder:
+
+```python
+import json
+import numpy as np, onnxruntime
+from PIL import Image
+
+about = json.load(open("classifier.json"))
+network = onnxruntime.InferenceSession("network.onnx", providers=["CPUExecutionProvider"])
+image, size = Image.open("image.jpg").convert("RGB"), about["image_size"]
+short = [int(about["resize"] * side / min(image.size)) for side in image.size]
+left, top = (round((side - size) / 2) for side in short)
+image = image.resize(short, Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
+(logits,) = network.run(["logits"], {"images": np.asarray(image)[None]})
+for label in np.argsort(-logits[0])[:5]:
+    print(logits[0, label], about["class_names"][label])
+```"""
+
+
+def export_onnx(
+    path: str | pathlib.Path,
+    out: pathlib.Path,
+    *,
+    ema: bool | None = None,
+    license_: str | None = None,
+) -> list[str]:
+    """Writes a network, runs the file and compares it with the network.
+
+    Args:
+      path: a workdir, a step directory or an export.
+      out: a folder that does not exist yet.
+      ema: which weights, see `lrnet_jax.load_checkpoint`.
+      license_: of the weights, for the model card, None if it is not stated.
+
+    Returns:
+      Lines that report what was written and how well it agrees with the network.
+
+    Raises:
+      CheckpointError: the checkpoint cannot be read.
+      ConfigError: the folder exists, a package is missing, or the file computes other logits than
+        the network.
+    """
+    if out.exists():
+        raise ConfigError(f"{out} exists; give another --out")
+    _require()
+    # Runtimes have few operators for bfloat16.
+    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema, dtype="float32")
+    preprocessing = Preprocessing.from_metadata(metadata)
+    record = model_card.describe_network(path, metadata)
+    part = out.with_name(f"{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir(parents=True)
+        _convert(part / FILE, lrnet_jax.fold_priors(model), preprocessing)
+        lines = compare(part / FILE, lrnet_jax.Classifier(model, preprocessing))
+        modules.write_about(part, record, None)
+        card = model_card.write(record, title=out.name, usage=USAGE, license_=license_)
+        (part / model_card.FILE).write_text(card)
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    size = (out / FILE).stat().st_size
+    return [
+        f"step {metadata['step']} of {path}, {'averaged' if metadata['ema'] else 'last'} weights",
+        *lines,
+        f"wrote {out}: {FILE} ({size / 1e6:.2f} MB), {ABOUT}, {model_card.FILE}",
+    ]
+
+
+def compare(path: pathlib.Path, classifier: lrnet_jax.Classifier) -> list[str]:
+    """Runs a file on random images and compares its logits with those of the network.
+
+    Raises:
+      ConfigError: they differ by more than rounding.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    side, random = classifier.preprocessing.image_size, np.random.default_rng(0)
+    lines = []
+    for count in BATCHES:
+        pixels = random.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        want = classifier.logits(pixels)
+        (logits,) = session.run(["logits"], {"images": pixels})
+        error = float(np.abs(logits - want).max())
+        # Sums are taken in another order, through some fifty layers.
+        tolerance = 64 * float(np.finfo(np.float32).eps) * max(1.0, float(np.abs(want).max()))
+        if not error <= tolerance:
+            raise ConfigError(
+                f"{path.name} computes other logits than the network: they differ by {error:.3g}, "
+                f"more than {tolerance:.3g}; nothing was exported"
+            )
+        lines.append(
+            f"{path.name}: logits of {count} images within {error:.2g} of the network's, in "
+            f"onnxruntime {onnxruntime.__version__} on the CPU"
+        )
+    return lines
+
+
+def _convert(path: pathlib.Path, model: lrnet_jax.Network, preprocessing: Preprocessing) -> None:
+    import onnx
+    from jax2onnx import to_onnx
+
+    model = modules.with_implementation(model, "reference")
+    model.eval()
+    side = preprocessing.image_size
+    images: Any = jax.ShapeDtypeStruct(("batch", side, side, 3), np.uint8)
+    level = logging.getLogger("onnx_ir").level
+    logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it says of most tensors what it skips
+    try:
+        with warnings.catch_warnings(), without_switch():
+            warnings.simplefilter("ignore")  # the converter's own
+            written = to_onnx(
+                modules.network_function(model, preprocessing),
+                [images],
+                model_name="lrnet_jax",
+                opset=OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+            )
+    finally:
+        logging.getLogger("onnx_ir").setLevel(level)
+    onnx.checker.check_model(written)
+    onnx.save(written, path)
+
+
+def _require() -> None:
+    try:
+        import jax2onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{error}; {pasteable.install('onnx')}") from error
