@@ -13,6 +13,7 @@ from lrnet_jax.data import (
     BadImageError,
     DamagedDatasetError,
     MissingDatasetError,
+    listing,
     open_dataset,
 )
 from lrnet_jax.data.class_folders import list_folder
@@ -167,6 +168,14 @@ def test_nested_folders_links_and_other_files(tmp_path, caplog):
     whole = tmp_path / "whole"
     whole.symlink_to(tmp_path)
     assert open_images(whole).digest == dataset.digest
+
+
+def test_a_listing_that_takes_long_tells_its_progress(images, monkeypatch, caplog):
+    monkeypatch.setattr(listing, "PROGRESS_SECONDS", -1)
+    with caplog.at_level(logging.INFO):
+        open_images(images)
+    for count, part in ((5, "1 of 3"), (10, "2 of 3"), (15, "3 of 3")):
+        assert f"listing {images}/train: {count} images in {part} classes" in caplog.messages
 
 
 @pytest.mark.parametrize("target", [".", "..", "../../train", "../cup"])
