@@ -16,8 +16,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     """Refuses images that cannot be trained on, and warns if their size is unusual.
 
     Raises:
-      ConfigError: there are too few images or classes, they have other channels, or are not those
-        of process 0.
+      ConfigError: there are too few images or classes, or they are not those of process 0.
     """
     batch, images = config.train.batch_size, dataset.num_train
     if batch > images:
@@ -29,11 +28,6 @@ def check_data(config: Config, dataset: Dataset) -> None:
         raise ConfigError(
             f"{dataset.name} has one class only, and a network learns to tell classes apart; "
             "choose another label with --config.data.label_key"
-        )
-    if config.variant.in_channels != 3:
-        raise ConfigError(
-            f"model.in_channels {config.variant.in_channels} does not fit {dataset.name}, whose "
-            "images are RGB; use --config.model.in_channels=3"
         )
     own = describe_images(dataset)
     if processes.broadcast(own) != own:

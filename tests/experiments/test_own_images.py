@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+import lrnet_jax
 from experiments.cli import command_line
 from experiments.train import train
 from tests.experiments.tiny_run import TINY, tiny
@@ -74,6 +75,9 @@ def test_all_of_it(place, monkeypatch, capsys):
     assert set(want) == {"astronaut", "chelsea", "coffee"}
     assert sum(want.values()) == pytest.approx(1)
     assert predicted(capsys, "exports/mine") == pytest.approx(want, abs=1e-5)
+
+    guesses = lrnet_jax.load_exported("exports/mine").predict(PICTURE)
+    assert {guess.name: guess.probability for guess in guesses} == pytest.approx(want, abs=1e-5)
 
     absent = ("lrnet_jax", "pallas_kernels", "experiments", "flax", "orbax", "optax")
     block = f"import sys; sys.modules.update(dict.fromkeys({absent}))\n"
