@@ -23,8 +23,8 @@ def save_bad_step(
     """Writes what is needed to replay a bad step; returns the error to raise.
 
     The folder bad_step/STEP of the workdir then holds step.json (the reason, the numbers of the
-    images in the training split, the checkpoint to start from) and batch.npz (the global batch as
-    the step was given it).
+    images in the training split and the names of their files, the checkpoint to start from) and
+    batch.npz (the global batch as the step was given it).
     """
     batch_size, seed = config.train.batch_size, config.seed
     positions = order.share(batch_size, 0, 1).positions(step - 1)
@@ -39,6 +39,9 @@ def save_bad_step(
         "devices": jax.device_count(),
         "images": images,
     }
+    split = getattr(dataset, "train", None)  # of files; images in memory have no names
+    if split is not None:
+        record["names"] = [split.describe(image) for image in images]
     folder = workdir / FOLDER / str(step)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "step.json", json.dumps(record) + "\n")

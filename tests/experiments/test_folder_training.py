@@ -1,12 +1,16 @@
 """Training on a folder of images: as on the records of the same images, resumed, evaluated."""
 
+import json
 import shutil
 
+import numpy as np
 import pytest
 
 from experiments import train as command
 from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint, open_checkpoint
+from experiments.run.bad_step import save_bad_step
+from experiments.run.inputs import open_data
 from experiments.train import train
 from lrnet_jax.training import checkpoints
 from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
@@ -51,6 +55,18 @@ def test_the_checkpoint_has_the_class_names(run):
     metadata = checkpoints.find(workdir).metadata
     assert tuple(metadata["class_names"]) == CLASSES
     assert (metadata["images"]["num_train"], metadata["images"]["num_eval"]) == (24, 9)
+
+
+def test_the_images_of_a_bad_step_are_named_by_their_paths(data, tmp_path):
+    bad = config(data / "images")
+    dataset = open_data(bad)
+    save_bad_step(tmp_path, bad, dataset, 2, "loss is nan")
+    record = json.loads((tmp_path / "bad_step/2/step.json").read_text())
+    images = [dataset.train.example(image) for image in record["images"]]
+    for name, image in zip(record["names"], images, strict=True):
+        assert name.startswith(f"{data}/images/train/{image.file_name} (image ")
+    with np.load(tmp_path / "bad_step/2/batch.npz") as batch:
+        assert batch["label"].tolist() == [image.label for image in images]
 
 
 def stop_after(steps, monkeypatch):
