@@ -77,7 +77,7 @@ def name_of(call: stack.Call, shapes: Sequence[Any]) -> str:
     parts = (
         *(jax.__version__, jax.lib.__version__, jax_triton.__version__, triton.__version__),
         call.kernel.cache_key,  # its source, and that of all it calls
-        *(call.name, call.grid, call.options, call.compute_capability, call.static),
+        *(call.name, call.grid, call.options, call.compute_capability, call.plan),
         *((x.shape, str(x.dtype)) for x in (*shapes, *call.results)),
     )
     return f"{call.name}-{hashlib.sha256(repr(parts).encode()).hexdigest()}"

@@ -118,8 +118,8 @@ def call(
     p: Plan, kernel: Any, name: str, arrays: list[jax.Array], results: list[jax.ShapeDtypeStruct]
 ) -> tuple[jax.Array, ...]:
     """Runs a kernel over the grid of its plan."""
-    capability, static = stack.capability(), (("P", p),)
-    call = stack.Call(kernel, name, tuple(results), p.grid, p.lanes // 32, capability, static)
+    capability = stack.capability()
+    call = stack.Call(kernel, name, tuple(results), p.grid, p.lanes // 32, capability, p)
     return kept.run(call, arrays)
 
 

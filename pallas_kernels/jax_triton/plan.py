@@ -207,6 +207,16 @@ class Plan:
         """Rows are visited in steps of this number, so that neighbouring lanes do equal work."""
         return self.stride if self.by_key and self.height % self.stride == 0 else 1
 
+    @property
+    def registers(self) -> int:
+        """The most registers that a thread may have.
+
+        Without a number, the assembler rather spills a few than have a warp less. With 168, 12
+        warps fit a multiprocessor. Kernels that need more get all that a thread may have.
+        """
+        few = not (self.by_key or self.pairs) and self.depth == 1 and self.item(2) == 2
+        return 168 if few else 255
+
     # How arrays are read.
 
     def vector(self, which: int) -> int:

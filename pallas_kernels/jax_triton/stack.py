@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.platform_switch import compute_capability
 
 INSTALL = "pip install 'lrnet-jax[cuda12]' (or cuda13)"
@@ -99,13 +100,11 @@ def ptx_version(compute_capability: int) -> int:
     return PTX_VERSION["blackwell" if compute_capability >= 100 else "old"]
 
 
-def backend_options(compute_capability: int) -> dict[str, Any]:
+def backend_options(compute_capability: int, plan: Plan) -> dict[str, Any]:
     """What Triton's compiler is told of the GPU and its assembler."""
     return {
         "ptx_version": ptx_version(compute_capability),
-        # The most there are. Without a number, the assembler rather spills a few than have one warp
-        # less, and the loops over taps need no more warps.
-        "maxnreg": 255,
+        "maxnreg": plan.registers,
         # Every fused multiply-add is written out, so that all versions round alike.
         "enable_fp_fusion": False,
     }
@@ -116,19 +115,20 @@ def _pass_options_in_lowering() -> None:
     from jax.interpreters import mlir
     from jax_triton import triton_lib
 
-    def backend(device: Any, compute_capability: int) -> Any:
+    def backend(plan: Plan, device: Any, compute_capability: int) -> Any:
         found = triton_lib.get_cuda_backend(device, compute_capability)
         parse = found.parse_options
 
         def parse_options(options: dict[str, Any]) -> Any:
-            return parse({**options, **backend_options(compute_capability)})
+            return parse({**options, **backend_options(compute_capability, plan)})
 
         found.parse_options = parse_options
         return found
 
     def lower(ctx: Any, *arrays: Any, fn: Any, **params: Any) -> Any:
-        ours = getattr(fn, "__module__", "").startswith(KERNELS)
-        init = backend if ours else triton_lib.get_cuda_backend
+        init = triton_lib.get_cuda_backend
+        if getattr(fn, "__module__", "").startswith(KERNELS):
+            init = functools.partial(backend, params["P"])
         return triton_lib.triton_kernel_call_lowering(init, ctx, *arrays, fn=fn, **params)
 
     mlir.register_lowering(triton_lib.triton_kernel_call_p, lower, platform="cuda")
@@ -168,7 +168,7 @@ class Call:
       grid: number of programs along three axes.
       warps: of a program.
       compute_capability: of the GPU to compile for, 90 for 9.0.
-      static: its compile-time arguments, by name.
+      plan: its compile-time argument.
     """
 
     kernel: Any
@@ -177,13 +177,13 @@ class Call:
     grid: tuple[int, int, int]
     warps: int
     compute_capability: int
-    static: tuple[tuple[str, Any], ...]
+    plan: Plan
 
     @property
     def options(self) -> dict[str, Any]:
         """What Triton's compiler is told."""
         launch = {"num_warps": self.warps, "num_stages": 1}
-        return launch | backend_options(self.compute_capability)
+        return launch | backend_options(self.compute_capability, self.plan)
 
     def run(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         """Calls the kernel: `jax_triton.triton_call`, alike for its versions."""
@@ -192,7 +192,7 @@ class Call:
         if takes_out_shape(jax_triton):  # the lowering adds the options of the backend
             options = {"out_shape": self.results}
         else:
-            backend = backend_options(self.compute_capability)
+            backend = backend_options(self.compute_capability, self.plan)
             options = {"out_type": self.results, "backend_options": backend}
         found = jax_triton.triton_call(
             *arrays,
@@ -203,7 +203,7 @@ class Call:
             num_warps=self.warps,
             num_stages=1,
             **options,
-            **dict(self.static),
+            P=self.plan,
         )
         return tuple(found)
 
@@ -223,9 +223,9 @@ class Call:
         types = [f"*{TYPES[str(np.dtype(x.dtype))]}" for x in (*arrays, *self.results)]
         names = self.kernel.arg_names
         signature = dict(zip(names, types, strict=False))
-        signature |= {name: "constexpr" for name, _ in self.static}
+        signature["P"] = "constexpr"
         aligned = {(i,): [["tt.divisibility", 16]] for i in range(len(types))}
-        source = ASTSource(self.kernel, signature, dict(self.static), aligned)
+        source = ASTSource(self.kernel, signature, {"P": self.plan}, aligned)
         target = GPUTarget("cuda", self.compute_capability, 32)
         found = triton.compile(source, target=target, options=self.options)
         return found.asm["ptx"], found.metadata.shared

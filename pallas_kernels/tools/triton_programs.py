@@ -47,10 +47,9 @@ def compiled(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -
         jax.eval_shape(run, inputs)
     [(call, arrays)] = calls
     ptx, shared = call.compile(arrays)
-    plan = dict(call.static)["P"]
     grid = int(np.prod(call.grid))
     kernel = cross_compilation.assemble(call.name, ptx, grid=grid, warps=call.warps, shared=shared)
-    return Compiled(kernel, plan)
+    return Compiled(kernel, call.plan)
 
 
 def _run(shape: Shape, dtype: Any, name: str, tile: Tile, inputs: Inputs) -> Any:

@@ -75,7 +75,7 @@ def test_a_name_holds_all_that_an_artifact_depends_on():
         dataclasses.replace(call, compute_capability=90),
         dataclasses.replace(call, warps=2),
         dataclasses.replace(call, grid=(9, 9, 9)),
-        dataclasses.replace(call, static=(("P", dataclasses.replace(call.static[0][1], m=2)),)),
+        dataclasses.replace(call, plan=dataclasses.replace(call.plan, m=2)),
     ]
     assert len({name, *(kept.name_of(other, arrays) for other in others)}) == 5
     assert name != kept.name_of(call, arrays[::-1])
