@@ -9,7 +9,7 @@ from experiments.config.sections import ConfigError
 _PLAIN = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
-def check_record(kind: Any, record: Any, prefix: str = "") -> None:
+def check_record(kind: Any, record: Any, prefix: str = "", *, values: bool = True) -> None:
     """Raises unless a record has only fields of a dataclass, each with a value of its type.
 
     Fields that are dataclasses themselves are not looked at.
@@ -18,6 +18,7 @@ def check_record(kind: Any, record: Any, prefix: str = "") -> None:
       kind: the dataclass.
       record: as read from JSON.
       prefix: of the names in messages, such as "optim.".
+      values: whether those are looked at, and not names alone.
 
     Raises:
       ConfigError: it has not; the message names the field and its value.
@@ -28,7 +29,7 @@ def check_record(kind: Any, record: Any, prefix: str = "") -> None:
     for name, value in record.items():
         if name not in hints:
             raise ConfigError(f"there is no field {prefix}{name}")
-        if not _fits(value, hints[name]):
+        if values and not _fits(value, hints[name]):
             raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}")
 
 

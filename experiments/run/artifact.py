@@ -54,7 +54,7 @@ def export(
     side = preprocessing.image_size
     # The module takes any number of images, and one is a case of its own in the operator.
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
-    logits = np.asarray(jax.jit(modules.network_function(model, preprocessing))(pixels))
+    logits = lrnet_jax.Classifier(model, preprocessing).logits(pixels)
 
     part = out.with_name(f"{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)

@@ -1,5 +1,6 @@
 """The modules of an export: a network with its weights as a program that runs without lrnet_jax."""
 
+import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Mapping
@@ -62,8 +63,10 @@ def network_function(
 
 
 def with_implementation(model: lrnet_jax.Network, implementation: str | None) -> lrnet_jax.Network:
-    """A copy whose local relations run with an implementation of `pallas_kernels`."""
+    """A copy for inference whose local relations run with an implementation of `pallas_kernels`."""
     copy = nnx.clone(model)
+    # Rematerialised blocks cannot be traced with the network's arrays as constants.
+    copy.variant = dataclasses.replace(model.variant, remat="none")
     for _, module in nnx.iter_modules(copy):
         if isinstance(module, lrnet_jax.LocalRelation):
             module.implementation = implementation

@@ -9,11 +9,13 @@ import sys
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.run.artifact import export, verify
+from experiments.run.modules import write_module
 from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.exported import ABOUT, CUDA_MODULE, MODULE, read_module
@@ -121,6 +123,25 @@ def test_the_lines_of_the_model_card_need_jax_alone(exported, tmp_path):
     assert done.returncode == 0, done.stderr
     guesses = lrnet_jax.load_classifier(workdir).predict(copy / "image.jpg")
     assert done.stdout.splitlines() == [f"{g.probability:.1%} {g.name}" for g in guesses]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"remat": "blocks"}, {"operator": "non_local", "stem": "convolution"}, {"scope": "full"}],
+    ids=str,
+)
+def test_networks_of_other_kinds(fields, tmp_path):
+    variant = lrnet_jax.Variant(
+        depths=(1, 1), width=4, stage_channels=8, stem_channels=4, stem_kernel_size=3,
+        kernel_size=3, channels_per_group=2, stem_channels_per_group=2, prior="none",
+        full_image_pool=(2, 1), **fields,
+    )  # fmt: skip
+    preprocessing = lrnet_jax.Preprocessing(17, 20, (120.0,) * 3, (60.0,) * 3)
+    model = lrnet_jax.create_from_variant(variant, 5, nnx.Rngs(0))
+    classifier = lrnet_jax.Classifier(model, preprocessing)
+    write_module(tmp_path / MODULE, classifier.model, preprocessing)
+    logits = read_module(tmp_path / MODULE).call(pixels(2, 17))
+    np.testing.assert_allclose(logits, classifier.logits(pixels(2, 17)), rtol=1e-5, atol=1e-5)
 
 
 def test_what_is_printed(exported):
