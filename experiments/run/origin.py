@@ -189,7 +189,12 @@ def _differing_fields(config: Config, metadata: Metadata) -> list[str]:
 
 def _old(metadata: Metadata) -> dict[str, Any]:
     """The variant of a checkpoint, with fields that are newer than it, as JSON types."""
-    variant = lrnet_jax.Variant(**metadata["variant"])
+    try:
+        variant = lrnet_jax.Variant(**metadata["variant"])
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the checkpoint is of a network that this version cannot build: {error}"
+        ) from error
     fields: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(variant)))
     return fields
 

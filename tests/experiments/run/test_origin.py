@@ -12,6 +12,7 @@ import pytest
 from experiments import train as module
 from experiments.cli import command_line
 from experiments.config import ConfigError
+from experiments.run import origin
 from experiments.run.artifact import export
 from experiments.run.assemble import assemble
 from experiments.run.inputs import open_data
@@ -131,6 +132,20 @@ def test_init_from_another_network_writes_nothing(source, tmp_path, changes, mes
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_of_another_version(source, tmp_path, monkeypatch):
+    config = tiny(**{"train.init_from": str(source)})
+    read = origin.read_weights
+
+    def newer(path):
+        weights = read(path)
+        variant = {**weights.metadata["variant"], "wings": 2}
+        return weights._replace(metadata={**weights.metadata, "variant": variant})
+
+    monkeypatch.setattr(origin, "read_weights", newer)
+    with pytest.raises(ConfigError, match=r"this version cannot build: .*'wings'"):
+        first_state(config, tmp_path)
+
+
 def test_a_fork_that_changes_nothing_ends_as_its_origin(source, tmp_path):
     workdir = tmp_path / "fork"
     config = forked(str(source / "checkpoints" / "4"))
@@ -144,10 +159,10 @@ def test_a_fork_that_changes_nothing_ends_as_its_origin(source, tmp_path):
 
 
 def test_a_run_is_prolonged_and_resumes_without_its_origin(source, tmp_path, monkeypatch):
-    origin = tmp_path / "origin"
-    shutil.copytree(source, origin)
+    first = tmp_path / "first"
+    shutil.copytree(source, first)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    config = override_all(forked(str(origin)), [("train.epochs", "0.0128")])
+    config = override_all(forked(str(first)), [("train.epochs", "0.0128")])
     result = train(config, whole)
     assert result.step == 16
     rates = [record["learning_rate"] for record in metrics(whole)]
@@ -169,9 +184,9 @@ def test_a_run_is_prolonged_and_resumes_without_its_origin(source, tmp_path, mon
         with pytest.raises(PowerCutError):
             train(config, stopped)
     assert checkpoints.find(stopped).folder.name == "12"
-    shutil.rmtree(origin)
+    shutil.rmtree(first)
     options = command_line.parse(
-        [f"--fork_from={origin}", f"--workdir={stopped}", "--config.train.epochs=0.0128"],
+        [f"--fork_from={first}", f"--workdir={stopped}", "--config.train.epochs=0.0128"],
         module.define_flags,
     )
     module.main(options)
