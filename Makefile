@@ -73,7 +73,7 @@ FAST ?= tests/test_architecture.py tests/test_documents.py \
   'tests/pallas_kernels/test_golden.py::test_golden[s02_partial_group-float32-None]' \
   'tests/pallas_kernels/test_problems.py::test_repeats_bit_for_bit[xla]' \
   tests/pallas_kernels/pallas/test_kernels.py::TestChoice \
-  tests/pallas_kernels/pallas/test_arithmetic.py tests/pallas_kernels/pallas/test_memory.py \
+  tests/pallas_kernels/pallas/lanes \
   tests/pallas_kernels/tools/test_shapes.py tests/pallas_kernels/tools/test_tune.py \
   tests/lrnet_jax/test_model_zoo.py tests/lrnet_jax/layers/test_batch_norm.py \
   'tests/lrnet_jax/test_networks.py::test_forward_backward_and_features[resnet26]' \

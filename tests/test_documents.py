@@ -63,6 +63,14 @@ def test_targets_of_make_exist(document):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document.name}: make {target}"
 
 
+def test_files_of_the_makefile_exist():
+    """Lists of tests, which would otherwise be found stale only by those who run them."""
+    text = (ROOT / "Makefile").read_text()
+    paths = set(re.findall(r"(?<![\w/.])tests/[\w/]+(?:\.py)?", text))
+    assert len(paths) > 20
+    assert not sorted(path for path in paths if not (ROOT / path).exists())
+
+
 def test_the_pages_can_be_found():
     """README, WORKSPACE.md or the contents of the site name every other page."""
     entries = [ROOT / "README.md", ROOT / "WORKSPACE.md"]
