@@ -12,7 +12,12 @@ from flax import nnx
 from lrnet_jax.checks import check_images, check_positive, check_rngs
 from lrnet_jax.layers.activation import relu
 from lrnet_jax.layers.batch_norm import BatchNorm
-from lrnet_jax.layers.channel_transformation import ChannelTransformation, fan_in_normal
+from lrnet_jax.layers.channel_transformation import (
+    NO_PADDING,
+    ChannelTransformation,
+    Multiples,
+    fan_in_normal,
+)
 from lrnet_jax.layers.full_image import FullImageRelation
 from lrnet_jax.layers.input_transformation import is_input, transform_input
 from lrnet_jax.layers.kept import keep, recomputed
@@ -168,6 +173,11 @@ class Block(nnx.Module):
                 Normalized(variant, last, rngs, zero_gamma=variant.zero_gamma),
             ]
         )
+        multiple = _inner_multiple(variant)
+        self.multiples = (
+            *(Multiples(multiple if index else 1, multiple) for index, _ in enumerate(inner)),
+            Multiples(multiple, 1),
+        )
         self.shortcut = None if plan.shortcut is None else Normalized(variant, plan.shortcut, rngs)
         self.non_local = (
             NonLocalBlock(
@@ -183,10 +193,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
-        y = x
-        for layer in self.branch[:-1]:
-            y = layer(y, relu=True)
-        y = self.branch[-1](y)
+        y, last = x, len(self.branch) - 1
+        for index, (layer, multiples) in enumerate(zip(self.branch, self.multiples, strict=True)):
+            y = layer(y, relu=index < last, multiples=multiples)
         if scale is not None:
             y = y * scale.astype(y.dtype)[:, None, None, None]
         y = relu(y + (x if self.shortcut is None else self.shortcut(x)))
@@ -202,13 +211,20 @@ class Normalized(nnx.Module):
         self.layer = _make_layer(variant, plan, rngs)
         self.norm = _batch_norm(variant, plan.out_features, zero_gamma=zero_gamma)
 
-    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
-        """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows."""
+    def __call__(
+        self, x: jax.Array, *, relu: bool = False, multiples: Multiples = NO_PADDING
+    ) -> jax.Array:
+        """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows.
+
+        `multiples` fill both up by zeros; convolutions and the like know none.
+        """
         if relu and is_input(self.layer, self.norm):
             return transform_input(self.layer, self.norm, x)
-        y = keep(self.layer(x))
+        y = keep(
+            self.layer(x) if multiples == NO_PADDING else self.layer(x, multiples=multiples)  # type: ignore[call-arg]
+        )
         with jax.named_scope("batch_norm"):
-            return self.norm(y, relu=relu)
+            return self.norm(y, relu=relu, multiple=multiples.output)
 
 
 def fold_priors(model: Network) -> Network:
@@ -294,6 +310,13 @@ def _relation_options(variant: Variant, plan: LayerPlan) -> RelationOptions:
         prior_stddev=variant.prior_stddev,
         dtype=jnp.dtype(variant.dtype),
     )
+
+
+def _inner_multiple(variant: Variant) -> int:
+    """The multiple to which the channels between the layers of a block are filled up."""
+    groups_hold_it = variant.channels_per_group > 0 and variant.channels_per_group % 8 == 0
+    local = variant.operator == "local_relation" and variant.scope == "local"
+    return 8 if variant.dtype == "bfloat16" and local and groups_hold_it else 1
 
 
 def _batch_norm(variant: Variant, features: int, *, zero_gamma: bool) -> BatchNorm:

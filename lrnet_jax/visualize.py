@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from lrnet_jax.layers.channel_transformation import NO_PADDING, Multiples
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.networks import Network, Normalized
 
@@ -105,6 +106,6 @@ class _Watched(nnx.Module):
         self.layer = layer
         self.record = lambda maps: seen.__setitem__(name, maps)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        self.record(self.layer.query_and_key(x))
-        return self.layer(x)
+    def __call__(self, x: jax.Array, *, multiples: Multiples = NO_PADDING) -> jax.Array:
+        self.record(self.layer.query_and_key(x, multiples.input))
+        return self.layer(x, multiples=multiples)

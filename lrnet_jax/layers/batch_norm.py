@@ -73,27 +73,34 @@ class BatchNorm(nnx.Module):
         self.dtype = dtype
         self.use_running_average = False  # set by train() and eval() of nnx.Module
 
-    def __call__(self, x: jax.Array, *, relu: bool = False) -> jax.Array:
+    def __call__(self, x: jax.Array, *, relu: bool = False, multiple: int = 1) -> jax.Array:
         """Normalises (B, ..., C). In training it also updates the running averages.
 
         Args:
           x: (B, ..., C).
           relu: whether a ReLU follows. In one rule with it, the backward pass keeps no mask and
             reads no array more often than that of the normalisation alone.
+          multiple: C is filled up by zeros to a multiple of it, which stay zeros.
 
         Raises:
           ValueError: the batch is not a multiple of `group_images`.
         """
         dtype = self.dtype or x.dtype
-        scale, bias = self.scale[...], self.bias[...]
+        channels = self.scale.shape[0]
+        scale, bias, average_mean, average_var = (
+            jnp.pad(variable[...], (0, -channels % multiple))
+            if channels % multiple
+            else variable[...]
+            for variable in (self.scale, self.bias, self.mean, self.var)
+        )
         if self.use_running_average:
-            gain = scale * jax.lax.rsqrt(self.var[...] + self.epsilon)
-            offset = bias - self.mean[...] * gain
+            gain = scale * jax.lax.rsqrt(average_var + self.epsilon)
+            offset = bias - average_mean * gain
             return (_affine_relu if relu else _affine)(jnp.dtype(dtype), x, gain, offset)
 
         options = _Options(self.epsilon, self.axis_name, relu)
-        y, mean, var = _normalize(options, self.to_groups(x), scale, bias, self.mean[...])
-        self.move_averages(mean, var)
+        y, mean, var = _normalize(options, self.to_groups(x), scale, bias, average_mean)
+        self.move_averages(mean[:, :channels], var[:, :channels])
         return y.reshape(x.shape).astype(dtype)
 
     def to_groups(self, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from lrnet_jax.checks import check_odd, check_positive
-from lrnet_jax.layers.channel_transformation import apply_jointly
+from lrnet_jax.layers.channel_transformation import NO_PADDING, Multiples, apply_jointly
 from lrnet_jax.layers.geometric_prior import Prior, window_positions
 from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.relation import Relation
@@ -107,27 +107,32 @@ class LocalRelation(Relation):
         """The prior's logits, (G, k, k) float32, or None without a prior."""
         return None if self.prior is None else keep(self.prior(*self.prior_positions()))
 
-    def query_and_key(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def query_and_key(self, x: jax.Array, input_multiple: int = 1) -> tuple[jax.Array, jax.Array]:
         """(B, H, W, C) -> query (B, Ho, Wo, G, D) and key (B, H, W, G, D)."""
         if self.strides == 1:
-            query, key = apply_jointly(x, self.query, self.key)
+            query, key = apply_jointly(x, self.query, self.key, input_multiple)
         else:
-            query, key = self.query(x), self.key(x)
+            multiples = Multiples(input_multiple)
+            query = self.query(x, multiples=multiples)
+            key = self.key(x, multiples=multiples)
         return self._to_vectors(keep(query)), self._to_vectors(keep(key))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, multiples: Multiples = NO_PADDING) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).
+
+        `multiples` fill both up by zeros, within the last group of the input.
 
         Raises:
           ValueError: x has another shape.
         """
-        if x.ndim != 4 or x.shape[-1] != self.in_features:
+        spare = -self.in_features % multiples.input
+        if x.ndim != 4 or x.shape[-1] != self.in_features + spare:
             raise ValueError(
                 f"x must be (B, H, W, {self.in_features}), got {x.shape}; "
                 "in_features is the number of channels of the input"
             )
         x = x if self.dtype is None else x.astype(self.dtype)
-        query, key = self.query_and_key(x)
+        query, key = self.query_and_key(x, multiples.input)
         aggregated = local_relation(
             query,
             key,
@@ -142,4 +147,4 @@ class LocalRelation(Relation):
             normalization=self.normalization,
             implementation=self.implementation,
         )
-        return self.output(aggregated)
+        return self.output(aggregated, multiples=multiples)

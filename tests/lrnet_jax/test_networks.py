@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 import lrnet_jax
+from lrnet_jax.layers.channel_transformation import NO_PADDING
 from lrnet_jax.layers.pooling import max_pool_3x3
 from lrnet_jax.model_zoo import create_from_variant
 
@@ -308,3 +309,32 @@ def test_recomputation_of_older_checkpoints_has_a_name():
     assert lrnet_jax.Variant(remat=True).remat == "blocks"
     with pytest.raises(ValueError, match="remat must be one of none, stem, blocks; got 'all'"):
         lrnet_jax.Variant(remat="all")
+
+
+def test_padded_channels_change_nothing():
+    """In bfloat16 the channels inside a block are multiples of 8, the additional ones zeros."""
+    variant = small("lrnet26", width=11, depths=(1,), stage_channels=(16,), dtype="bfloat16")
+    block = create(variant).stages[0][0]
+    x = images(2, 5, 5, 12).astype(jnp.bfloat16)
+    cotangent = images(2, 5, 5, 16)
+    multiples = block.multiples
+    assert multiples == ((1, 8), (8, 8), (8, 1))
+    results = []
+    for block.multiples in (multiples, (NO_PADDING,) * 3):
+        graphdef, state = nnx.split(block)
+
+        @jax.jit
+        def run(state, x, graphdef=graphdef):
+            def loss(block, x):
+                return jnp.sum(block(x) * cotangent)
+
+            block = nnx.merge(graphdef, state, copy=True)
+            return nnx.grad(loss, argnums=(0, 1))(block, x), nnx.state(block, nnx.BatchStat)
+
+        assert ("bf16[2,5,5,11]" in str(jax.make_jaxpr(run)(state, x))) == (len(results) == 1)
+        results.append(run(state, x))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        assert a.shape == b.shape
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        # Sums of more terms round differently in bfloat16.
+        np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.max(jnp.abs(b))) + 1e-4)
