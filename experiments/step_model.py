@@ -86,7 +86,7 @@ def plot(costs: dict[str, list[Cost]], title: str, path: pathlib.Path) -> None:
     """Draws a bar of modelled milliseconds for each network, by class of kernel."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 1.2 + 0.6 * len(costs)), layout="constrained")
+    figure = Figure(figsize=(8, 1.8 + 0.6 * len(costs)), layout="constrained")
     axes = figure.subplots()
     names = list(costs)
     starts = [0.0] * len(names)
@@ -97,7 +97,7 @@ def plot(costs: dict[str, list[Cost]], title: str, path: pathlib.Path) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("modelled milliseconds, not measured")
     axes.set_title(title)
-    axes.legend(ncols=4, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    figure.legend(ncols=4, fontsize="small", loc="outside lower center")
     figure.savefig(path)
 
 

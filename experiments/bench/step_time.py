@@ -45,6 +45,7 @@ OPTIMISER = "optimiser"
 CLASSES = (DOTS, CONVOLUTIONS, LR, STATISTICS, ELEMENTWISE, COPIES, REDUCTIONS, OPTIMISER)
 REST = "rest"
 
+_STAGE = r"\b(stem|res\d+)\b"
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _MOVES = {"pad", "slice", "copy", "transpose", "concatenate", "convert", "reshape"}
 _NO_WORK = _FREE | {"broadcast", "iota"}
@@ -112,7 +113,7 @@ class _Model:
     def _stage(self, instruction: Instruction) -> str:
         sources = [instruction.source, *(inner.source for inner in self._inside(instruction))]
         for source in sources:
-            found = re.search(r"\b(stem|res\d+)\b", source)
+            found = re.search(_STAGE, source)
             if found:
                 return found[1]
         return REST
@@ -128,7 +129,7 @@ class _Model:
         inside = self._inside(instruction)
         operations = {inner.operation for inner in inside} or {instruction.operation}
         sources = " ".join([instruction.source, *(inner.source for inner in inside)])
-        if self._stage(instruction) == REST and self._updates(instruction):
+        if not re.search(_STAGE, instruction.source) and self._updates(instruction):
             return OPTIMISER
         if operations & {"reduce", "reduce-window"}:
             return STATISTICS if "batch_norm" in sources or "stem" in sources else REDUCTIONS

@@ -1,12 +1,18 @@
 """The model of a step's time, on programs whose cost is counted by hand."""
 
+import dataclasses
+
 import pytest
 
+from experiments.bench import step_time
+from experiments.bench.compiled_step import compile_step
 from experiments.bench.hlo_text import parse
 from experiments.bench.step_time import milliseconds, step_costs
-from lrnet_jax import Variant
-from pallas_kernels.tools.cross_compilation import GPUS
+from lrnet_jax import Variant, get_variant
+from pallas_kernels.tools.cross_compilation import GPUS, missing
+from pallas_kernels.tools.empty_kernels import empty_kernels
 
+needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 H100 = GPUS["h100"]
 DRAM = 0.85 * 3.352e12
 
@@ -71,3 +77,36 @@ def test_arithmetic():
     assert costs["kernel"].seconds == pytest.approx(max(slots, costs["kernel"].size / DRAM))
     sums = milliseconds(list(costs.values()), "kind")
     assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """Memory and modelled seconds of both networks at batch 128."""
+    found = {}
+    for name, remat in (("resnet50", "none"), ("lrnet50", "blocks")):
+        variant = dataclasses.replace(get_variant(name), dtype="bfloat16", remat=remat)
+        with empty_kernels():
+            compiled = compile_step(variant, H100, 128, 224)
+        costs = step_costs(parse(compiled.as_text()), variant, H100)
+        found[name] = compiled.memory_analysis().temp_size_in_bytes, costs
+    return found
+
+
+@needs_compiler
+def test_lrnet50_beside_resnet50_in_memory(steps):
+    assert steps["lrnet50"][0] <= 1.25 * steps["resnet50"][0]
+
+
+@needs_compiler
+def test_lrnet50_beside_resnet50_in_modelled_time(steps):
+    seconds = {name: sum(cost.seconds for cost in costs) for name, (_, costs) in steps.items()}
+    assert seconds["lrnet50"] <= 1.8 * seconds["resnet50"]
+
+
+@needs_compiler
+def test_every_class_and_stage_of_a_step_is_found(steps):
+    _, costs = steps["lrnet50"]
+    assert set(milliseconds(costs, "kind")) == set(step_time.CLASSES) - {step_time.CONVOLUTIONS}
+    by_stage = milliseconds(costs, "stage")
+    assert set(by_stage) == {"stem", "res2", "res3", "res4", "res5", "rest"}
+    assert by_stage["rest"] < 0.1 * sum(by_stage.values())
