@@ -91,7 +91,7 @@ def test_a_head_of_other_classes_is_left(source, tmp_path, kind):
 
 def test_init_from_an_export(source, tmp_path):
     """An export has tables instead of prior networks, which the error explains how to have."""
-    export(source, tmp_path / "export")
+    export(source, tmp_path / "export", implementation="xla")
     config = tiny(**{"train.init_from": str(tmp_path / "export")})
     with pytest.raises(
         ConfigError, match=r"of another network: .*; use --config.model.prior=table"
