@@ -5,8 +5,8 @@
     python -m experiments.predict --run=runs/lrnet50 --csv photographs/ > predictions.csv
 
 Arguments are files, or folders whose images are taken with those of the folders below. The network,
-its preprocessing and the names of its classes come from the checkpoint. JPEG, PNG, WebP, BMP, GIF
-and TIFF are read, in any size and mode.
+its preprocessing and the names of its classes come from the checkpoint. JPEG, PNG, WebP, BMP, GIF,
+TIFF, PPM and PGM are read, in any size and mode.
 
 There is a line for each image with the most probable classes. --csv prints a line for each image
 and class, and --json an object for each image, one a line. --html also writes a page, one file,

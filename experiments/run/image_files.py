@@ -11,9 +11,9 @@ import numpy as np
 
 from experiments.config import ConfigError
 from lrnet_jax.data import BadImageError
+from lrnet_jax.data.listing import SUFFIXES
 from lrnet_jax.preprocessing import Preprocessing
 
-SUFFIXES = frozenset((".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
 THREADS = min(8, os.cpu_count() or 1)  # Pillow decodes without the lock of the interpreter
 AHEAD = 4 * THREADS  # images that are decoded before they are needed
 

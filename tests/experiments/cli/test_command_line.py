@@ -138,9 +138,11 @@ def into_closed_pipe(body):
     """Exit code and stderr of a command whose reader is gone before it starts."""
     reader, writer = os.pipe()
     os.close(reader)
+    # Without a buffer the first line would fail, and not the last flush.
+    environment = {key: text for key, text in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.format(body=body)],
-        stdout=writer, stderr=subprocess.PIPE, text=True,
+        stdout=writer, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     os.close(writer)
     return done.returncode, done.stderr
