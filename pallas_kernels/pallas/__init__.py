@@ -70,7 +70,8 @@ def _backend_gone() -> str | None:
     try:
         from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: F401
     except ImportError as error:
-        return f"JAX {jax.__version__} has no Pallas-Triton ({error}); use jax<0.13, or 'xla'"
+        mend = "use 'jax_triton', jax<0.13, or 'xla'"
+        return f"JAX {jax.__version__} has no Pallas-Triton ({error}); {mend}"
     return None
 
 

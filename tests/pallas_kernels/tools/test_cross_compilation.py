@@ -13,6 +13,7 @@ import pytest
 from jax import export
 
 from pallas_kernels import local_relation
+from pallas_kernels.jax_triton import stack
 from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, unsupported
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, measured, save
@@ -170,6 +171,23 @@ def test_issue_slots_per_tap(name):
         assert most / 2 < found <= most, kernel
 
 
+# At most 3 % more than the Pallas kernels of res2 where they have the same instructions. Pairs of
+# float32 are to save 15 %.
+PALLAS_SLOTS = {"forward": 16.08, "query": 18.67, "key": 25.85}
+MOST_OF_PALLAS = {"a100": 1.03, "h100": 1.03, "b200": 0.85}
+
+
+@needs_compiler
+@pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
+@pytest.mark.parametrize("gpu", MOST_OF_PALLAS)
+def test_issue_slots_of_the_triton_kernels(gpu):
+    kernels = ",".join(PALLAS_SLOTS)
+    text = check_compiled(gpu, "lrnet50/res2", kernels, "bfloat16", "jax_triton")
+    averages = [float(x) for x in re.findall(r"average ([\d.]+) issue slots", text)]
+    for found, (kernel, slots) in zip(averages, PALLAS_SLOTS.items(), strict=True):
+        assert slots / 2 < found <= MOST_OF_PALLAS[gpu] * slots, kernel
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -179,11 +197,12 @@ def test_all_network_shapes(gpu, name, dtype):
     check_compiled(gpu, name, "forward,query,key", dtype)
 
 
-def check_compiled(gpu, name, kernels, dtype):
+def check_compiled(gpu, name, kernels, dtype, implementation="pallas"):
     """In a process of its own, where the CUDA plugin loads without a GPU."""
     command = [
         sys.executable, "-m", "pallas_kernels.tools.instruction_counts",
         f"--gpu={gpu}", f"--shape={name}", f"--kernels={kernels}", f"--dtype={dtype}",
+        f"--implementation={implementation}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
