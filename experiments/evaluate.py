@@ -23,7 +23,7 @@ also scores the reassessed labels of ImageNet's validation images (ReaL).
 
 writes report.html, a page with the scores of each class, the confusions, how well the network knows
 when it is right, and the images of which it was sure and wrong. The tables beside it are CSV. It
-needs matplotlib, pip install -e .[figures].
+needs matplotlib, python -m pip install -e '.[figures]'.
 
 With --attack, each image is first changed to mislead the network (`lrnet_jax.training.attack`). The
 paper's two budgets, eps 16 in 20 steps of 1 and in 10 steps of 2, are separate attacks, and

@@ -5,7 +5,8 @@
 
 The times are those of a MODEL and not measured: every kernel of the compiled program costs the
 larger of its DRAM traffic and its arithmetic. `experiments/bench/step_time.py` has the assumptions.
-Temporary memory is XLA's own plan, and exact. The command needs `pip install lrnet-jax[inspect]`.
+Temporary memory is XLA's own plan, and exact. The command needs `make inspect`, see
+`experiments.step_memory`.
 """
 
 import dataclasses

@@ -63,6 +63,14 @@ def test_targets_of_make_exist(document):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"{document.name}: make {target}"
 
 
+def test_extras_are_installed_from_the_checkout():
+    """No index has this package, and some shells read brackets that are not quoted."""
+    sources = [path for name in ("pallas_kernels", "lrnet_jax", "experiments") for path in
+               (ROOT / name).rglob("*.py")]  # fmt: skip
+    wrong = re.compile(r"pip install ['\"]?lrnet-jax|pip install -e \.\[")
+    assert not [str(path) for path in [*CURRENT, *sources] if wrong.search(path.read_text())]
+
+
 def test_files_of_the_makefile_exist():
     """Lists of tests, which would otherwise be found stale only by those who run them."""
     text = (ROOT / "Makefile").read_text()

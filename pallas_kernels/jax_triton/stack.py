@@ -20,7 +20,7 @@ import numpy as np
 from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.platform_switch import compute_capability
 
-INSTALL = "pip install 'lrnet-jax[cuda12]' (or cuda13)"
+INSTALL = "python -m pip install -e '.[cuda12]' (or cuda13) in the checkout"
 KERNELS = "pallas_kernels.jax_triton.kernels"
 PACKAGES = ("triton", "jax_triton")
 # One of them tells jax-triton how to describe a call to XLA.

@@ -88,7 +88,7 @@ def test_what_the_kernels_do_not_run(change, message):
 def test_here_it_says_what_is_missing():
     support = implementations(*make_inputs(SMALL), **SMALL.options)["jax_triton"]
     assert not support.runs
-    reasons = ("the kernels need an NVIDIA GPU; use 'xla'", "is not installed; pip install")
+    reasons = ("the kernels need an NVIDIA GPU; use 'xla'", "is not installed; python -m pip")
     assert any(reason in support.reason for reason in reasons)
 
 
@@ -96,10 +96,12 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch):
     here = {"triton"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in here or None)
     assert stack.missing.__wrapped__().startswith(
-        "the package jax-triton is not installed; pip install 'lrnet-jax[cuda12]'"
+        "the package jax-triton is not installed; python -m pip install -e '.[cuda12]'"
     )
     here |= {"jax_triton"}
-    assert stack.missing.__wrapped__().startswith("JAX has no CUDA plugin here; pip install")
+    assert stack.missing.__wrapped__().startswith(
+        "JAX has no CUDA plugin here; python -m pip install"
+    )
     here |= {"jax_cuda13_plugin"}
     assert stack.missing.__wrapped__() is None
 
