@@ -91,7 +91,8 @@ def test_groups_make_four_devices_equal_to_one():
         np.testing.assert_allclose(a, np.mean(b, 0), rtol=1e-6, atol=1e-6)
 
 
-def test_axis_name_takes_statistics_over_devices():
+@pytest.mark.parametrize("relu", [False, True])
+def test_axis_name_takes_statistics_over_devices(relu):
     x, cotangent = (jnp.asarray(images(mean=mean)) for mean in (0.7, 0.2))
     cotangent = cotangent * jnp.linspace(-1, 2, 8)[:, None, None, None]
 
@@ -100,7 +101,7 @@ def test_axis_name_takes_statistics_over_devices():
 
         def step(state, x, cotangent):
             def run(params, x):
-                return nnx.merge(graphdef, nnx.merge_state(state, params), copy=True)(x)
+                return nnx.merge(graphdef, nnx.merge_state(state, params), copy=True)(x, relu=relu)
 
             y, vjp = jax.vjp(run, nnx.filter_state(state, nnx.Param), x)
             return y, *vjp(cotangent)

@@ -1,5 +1,6 @@
 """The training step: it gives the same on one device and on four, and it is plain SGD."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -14,8 +15,10 @@ import pytest
 from flax import nnx
 
 import lrnet_jax
+from lrnet_jax import networks
 from lrnet_jax.data.augment import augment, normalize
 from lrnet_jax.functional import split
+from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.training import steps
 from lrnet_jax.training.devices import AXIS, parallel, replicate, shard
 from lrnet_jax.training.optimizer import sgd
@@ -48,13 +51,26 @@ def batches(count, size=16):
 DECAY = 0.6
 
 
+@contextlib.contextmanager
 def smooth():
     """Replaces ReLU by tanh, so that a rounding error changes a gradient by roundings alone.
 
     A ReLU whose input is zero but for rounding passes its gradient with one order of sums and
     stops it with another. That alone changed a gradient by 1.5e-4 of its size, at one step of five.
     """
-    return mock.patch.object(jax.nn, "relu", jnp.tanh)
+    normalize_alone = BatchNorm.__call__
+
+    def normalize_and_tanh(norm, x, *, relu=False, multiple=1):
+        y = normalize_alone(norm, x, multiple=multiple)
+        return jnp.tanh(y) if relu else y
+
+    with (
+        mock.patch.object(jax.nn, "relu", jnp.tanh),  # of the priors
+        mock.patch.object(networks, "relu", jnp.tanh),
+        mock.patch.object(networks, "is_input", return_value=False),
+        mock.patch.object(BatchNorm, "__call__", normalize_and_tanh),
+    ):
+        yield
 
 
 class Program(NamedTuple):
