@@ -180,7 +180,8 @@ def test_training_may_tolerate_bad_images(copy, caplog):
     batches = take(dataset.train_batches(6, seed=0), 6)
     images, before = (np.stack([batch["image"] for batch in part]) for part in (batches, clean))
     assert (images != before).any((2, 3, 4)).sum() == 4  # two images, two epochs
-    messages = [record.getMessage() for record in caplog.records]
+    # A command that ran before may have made the log more detailed.
+    messages = [m for m in caplog.messages if m.startswith("replaced bad image, ")]
     assert len(messages) == 2, "each bad image is told once"
     assert messages[0].startswith("replaced bad image, 1 of 2 tolerated: image ")
     assert any(str(shard) in message for message in messages)
