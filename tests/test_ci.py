@@ -21,8 +21,8 @@ case "$*" in
 esac
 """
 FULL = [
-    "env", "lint", "test", "test-isa ISA=SSE4_2", "test-slow", "docs", "sanitize", "test-flax",
-    "test-prepare", "test-wheel", "test-compiled PTXSIM=../shared",
+    "env", "lint", "test", "test-isa ISA=SSE4_2", "test-slow", "docs", "sanitize PROBLEMS=100",
+    "test-flax", "test-prepare", "test-wheel", "test-compiled PTXSIM=../shared",
 ]  # fmt: skip
 
 
