@@ -175,7 +175,7 @@ $(DOCS): $(READY) requirements-docs.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
 	@touch $@
 docs: $(DOCS)
-	JAX_PLATFORMS=cpu $(PY) -m sphinx -W --keep-going -q -b html docs build/docs
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR) $(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
 
 lint: $(READY)
