@@ -148,15 +148,9 @@ def compare(shape: Shape, dtype: str, kernel: str) -> Result:
 def _run_and_differentiate(shape: Shape, kernel: str, *arrays: Any) -> tuple[Any, ...]:
     """The output and four gradients, None for that of a prior of None."""
     *inputs, d_out = arrays
-    given = tuple(array for array in inputs if array is not None)
-
-    def run(*given: Any) -> Any:
-        padded = given if len(given) == 4 else (*given, None)
-        return local_relation(*padded, **shape.options, implementation=kernel)
-
-    out, vjp = jax.vjp(run, *given)
-    gradients = vjp(d_out)
-    return (out, *gradients) if len(gradients) == 4 else (out, *gradients, None)
+    run = functools.partial(local_relation, **shape.options, implementation=kernel)
+    out, vjp = jax.vjp(run, *inputs)
+    return out, *vjp(d_out)
 
 
 def sanitizer(setting: Setting) -> list[Unit]:

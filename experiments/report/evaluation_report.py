@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from experiments.report.table import Table
 from experiments.run.outcomes import Mistake, Outcomes
 from experiments.run.results import describe_result
 from experiments.run.scores import Scores
+from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.metrics import (
     Calibration,
     ClassScores,
@@ -105,9 +105,7 @@ def write_report(folder: pathlib.Path, report: Report) -> None:
       folder: does not exist yet; it appears when it is complete.
       report: to write.
     """
-    part = folder.with_name(f"{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(folder) as part:
         part.mkdir(parents=True)
         scores = dataclasses.asdict(report.scores)
         summary = {"notes": report.notes, **scores, **report.summary()}
@@ -123,9 +121,6 @@ def write_report(folder: pathlib.Path, report: Report) -> None:
             figure.savefig(part / name, dpi=DPI)
         with open_page(part / PAGE, report.title, describe_result(report.scores)) as page:
             _write_page(page, report, figures)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _write_page(page: Page, report: Report, figures: dict[str, Any]) -> None:

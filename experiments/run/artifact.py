@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ from experiments.run.results import is_unfinished
 from lrnet_jax.exported import CUDA_MODULE, MODULE, read_module
 from lrnet_jax.functional import split
 from lrnet_jax.preprocessing import Preprocessing
+from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.checkpoint_saver import write_model
 
 
@@ -56,9 +56,7 @@ def export(
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     logits = lrnet_jax.Classifier(model, preprocessing).logits(pixels)
 
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(out) as part:
         folded = lrnet_jax.fold_priors(model)
         record = model_card.describe_network(path, metadata)
         _write_checkpoint(part, folded, {**metadata, "scores": record["scores"]})
@@ -70,9 +68,6 @@ def export(
         comparison = verify(part, pixels, logits)
         card = model_card.write(record, title=out.name, usage=modules.USAGE, license_=license_)
         (part / model_card.FILE).write_text(card)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return _describe(path, out, metadata, comparison, images if has_kernels else None)
 
 

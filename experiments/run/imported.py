@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.data.on_disk import IMAGE_SIZE, MEAN, STD
 from lrnet_jax.functional import Tree
 from lrnet_jax.preprocessing import Preprocessing
+from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.checkpoint_saver import write_model
 from lrnet_jax.training.checkpoints import CheckpointError
 
@@ -139,13 +139,8 @@ def write(out: pathlib.Path, tree: Tree, record: Mapping[str, Any]) -> None:
       tree: {"params": ..., "batch_stats": ...}.
       record: its metadata.
     """
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(out) as part:
         write_model(part, tree, dict(record))
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def describe(network: str, arrays: Mapping[str, np.ndarray], tree: Tree, given: Given) -> list[str]:

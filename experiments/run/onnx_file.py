@@ -11,7 +11,6 @@ The operator is written as the reference has it, which unfolds the windows. Opse
 
 import logging
 import pathlib
-import shutil
 import warnings
 from typing import Any
 
@@ -24,6 +23,7 @@ from experiments.report import model_card
 from experiments.run import modules, pasteable
 from lrnet_jax.exported import ABOUT
 from lrnet_jax.preprocessing import Preprocessing
+from lrnet_jax.training.atomic import new_folder
 from pallas_kernels.platform_switch import without_switch
 
 FILE = "network.onnx"
@@ -79,18 +79,13 @@ def export_onnx(
     model, metadata = lrnet_jax.load_checkpoint(path, ema=ema, dtype="float32")
     preprocessing = Preprocessing.from_metadata(metadata)
     record = model_card.describe_network(path, metadata)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(out) as part:
         part.mkdir(parents=True)
         _convert(part / FILE, lrnet_jax.fold_priors(model), preprocessing)
         lines = compare(part / FILE, lrnet_jax.Classifier(model, preprocessing))
         modules.write_about(part, record, None)
         card = model_card.write(record, title=out.name, usage=USAGE, license_=license_)
         (part / model_card.FILE).write_text(card)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     size = (out / FILE).stat().st_size
     return [
         f"step {metadata['step']} of {path}, {'averaged' if metadata['ema'] else 'last'} weights",

@@ -8,7 +8,6 @@ README.md           the model card
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +23,7 @@ from lrnet_jax.foreign.convert import to_arrays, to_tree
 from lrnet_jax.foreign.files import read_arrays, write_safetensors
 from lrnet_jax.foreign.names import layout_of, tensors
 from lrnet_jax.functional import merge, split
+from lrnet_jax.training.atomic import new_folder
 
 WEIGHTS = "model.safetensors"
 TORCHVISION = ("resnet18", "resnet50", "resnet101")
@@ -56,9 +56,7 @@ def export_weights(
         raise ConfigError(f"{out} exists; give another --out")
     model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
     record = model_card.describe_network(path, metadata)
-    part = out.with_name(f"{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with new_folder(out) as part:
         part.mkdir(parents=True)
         arrays = to_arrays(model)
         write_safetensors(part / WEIGHTS, arrays, {HEADER: json.dumps(record)})
@@ -69,9 +67,6 @@ def export_weights(
             record, title=out.name, usage=usage(record, model.variant), license_=license_
         )
         (part / model_card.FILE).write_text(card)
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     layout = "torchvision and timm" if layout_of(model.variant) == "torch" else "lrnet_jax"
     size = (out / WEIGHTS).stat().st_size
     return [
