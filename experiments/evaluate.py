@@ -51,6 +51,7 @@ from experiments.run import attacks
 from experiments.run.attacks import Plan
 from experiments.run.evaluated import Checkpoint, open_checkpoint
 from experiments.run.inputs import eval_batches
+from experiments.run.new_folder import check_new
 from experiments.run.outcomes import Outcomes, collect, image_name, network_classes
 from experiments.run.real_labels import image_numbers, read_labels, score
 from experiments.run.results import describe_result
@@ -144,9 +145,7 @@ def chosen_report(options: flags.FlagValues) -> pathlib.Path | None:
     """
     if not options.report:
         return None
-    folder = pathlib.Path(options.report)
-    if folder.exists():
-        raise ConfigError(f"{folder} exists; give another --report")
+    folder = check_new(options.report, "report")
     require_matplotlib("; or leave --report out")
     return folder
 

@@ -29,13 +29,13 @@ writes network.onnx instead, which onnxruntime runs, and compares it with the ne
 extra `onnx`, and half a minute for a small network.
 """
 
-import pathlib
-
 from absl import flags
 
 from experiments.cli import command_line, run_flags
 from experiments.config import ConfigError
 from experiments.run.artifact import export
+from experiments.run.export_request import ExportRequest
+from experiments.run.new_folder import check_new
 from experiments.run.onnx_file import export_onnx
 from experiments.run.weights_file import export_weights
 
@@ -73,24 +73,18 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Exports a run."""
     path = run_flags.chosen_run(options)
-    out = pathlib.Path(command_line.require(options, "out", "exports/lrnet50"))
+    out = check_new(command_line.require(options, "out", "exports/lrnet50"), "out")
     ema = False if options.raw else None
+    request = ExportRequest(path, out, ema=ema, license_=options.license)
     if options.format in (SAFETENSORS, ONNX):
         for name in ("images", "implementation"):
             if options[name].present:
                 value = options[name].value
                 raise ConfigError(f"--{name}={value} is of a module, not of {options.format}")
         write = export_weights if options.format == SAFETENSORS else export_onnx
-        lines = write(path, out, ema=ema, license_=options.license)
+        lines = write(request)
     else:
-        lines = export(
-            path,
-            out,
-            images=options.images,
-            implementation=options.implementation,
-            ema=ema,
-            license_=options.license,
-        )
+        lines = export(request, images=options.images, implementation=options.implementation)
     print(*lines, sep="\n")
 
 

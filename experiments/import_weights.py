@@ -24,6 +24,7 @@ from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.run import imported, pasteable
 from experiments.run.imported import Given
+from experiments.run.new_folder import check_new
 from lrnet_jax.data import imagenet_names
 from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.foreign.convert import to_tree
@@ -62,9 +63,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Imports a file."""
     path = pathlib.Path(command_line.require(options, "from", "resnet50.safetensors"))
-    out = pathlib.Path(command_line.require(options, "out", "exports/resnet50"))
-    if out.exists():
-        raise ConfigError(f"{out} exists; give another --out")
+    out = check_new(command_line.require(options, "out", "exports/resnet50"), "out")
     changes = chosen_preprocessing(options)
     arrays, texts = read_arrays(path)
     header = imported.read_header(path, texts)

@@ -16,7 +16,7 @@ from absl import flags
 from PIL import Image
 
 from experiments.cli import command_line
-from experiments.config import ConfigError
+from experiments.run.new_folder import check_new, new_folder
 
 CLASSES = ("astronaut", "chelsea", "coffee")
 PIECES = {"train": 40, "val": 10}  # of each class
@@ -32,19 +32,22 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
-    out = pathlib.Path(command_line.require(options, "out", "runs/photographs"))
-    if out.exists():
-        raise ConfigError(f"{out} exists; give another --out")
-    for number, name in enumerate(CLASSES):
-        photograph = _read(name)
-        random = np.random.default_rng(number)
-        for split, count in PIECES.items():
-            folder = out / split / name
-            folder.mkdir(parents=True)
-            for piece in range(count):
-                _cut(photograph, random).save(folder / f"{piece:03d}.jpg", quality=90)
+    out = check_new(command_line.require(options, "out", "runs/photographs"), "out")
+    with new_folder(out) as part:
+        for number, name in enumerate(CLASSES):
+            _write_class(part, name, np.random.default_rng(number))
     counts = " and ".join(f"{count} in {split}/" for split, count in PIECES.items())
     print(f"wrote {out}: {len(CLASSES)} classes with {counts}, {SIDE} x {SIDE}")
+
+
+def _write_class(folder: pathlib.Path, name: str, random: np.random.Generator) -> None:
+    """Writes the pieces of a photograph for both splits."""
+    photograph = _read(name)
+    for split, count in PIECES.items():
+        below = folder / split / name
+        below.mkdir(parents=True)
+        for piece in range(count):
+            _cut(photograph, random).save(below / f"{piece:03d}.jpg", quality=90)
 
 
 def _read(name: str) -> Image.Image:

@@ -24,10 +24,10 @@ from experiments.report.page import (
     table,
 )
 from experiments.report.table import Table
+from experiments.run.new_folder import new_folder
 from experiments.run.outcomes import Mistake, Outcomes
 from experiments.run.results import describe_result
 from experiments.run.scores import Scores
-from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.metrics import (
     Calibration,
     ClassScores,
@@ -105,8 +105,8 @@ def write_report(folder: pathlib.Path, report: Report) -> None:
       folder: does not exist yet; it appears when it is complete.
       report: to write.
     """
-    with new_folder(folder) as part:
-        part.mkdir(parents=True)
+    with new_folder(folder, "report") as part:
+        part.mkdir()
         scores = dataclasses.asdict(report.scores)
         summary = {"notes": report.notes, **scores, **report.summary()}
         (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")

@@ -11,54 +11,42 @@ import numpy as np
 
 import lrnet_jax
 from experiments.config import ConfigError
-from experiments.report import model_card
 from experiments.run import modules
-from experiments.run.results import is_unfinished
+from experiments.run.export_request import ExportRequest
+from experiments.run.new_folder import new_folder
 from lrnet_jax.exported import CUDA_MODULE, MODULE, read_module
 from lrnet_jax.functional import split
 from lrnet_jax.preprocessing import Preprocessing
-from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.checkpoint_saver import write_model
 
 
 def export(
-    path: str | pathlib.Path,
-    out: pathlib.Path,
-    *,
-    images: int = 1,
-    implementation: str | None = None,
-    ema: bool | None = None,
-    license_: str | None = None,
+    request: ExportRequest, *, images: int = 1, implementation: str | None = None
 ) -> list[str]:
     """Writes and verifies an export.
 
     Args:
-      path: a workdir or a step directory.
-      out: a folder that does not exist yet.
+      request: what is exported, and to where.
       images: batch size of the module with the fused kernels for NVIDIA GPUs.
       implementation: "xla" leaves that module out.
-      ema: which weights, see `lrnet_jax.load_checkpoint`.
-      license_: of the weights, for the model card, None if it is not stated.
 
     Returns:
       Lines that report what was written and how well it agrees with the network.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
-      ConfigError: the folder exists, or what was written computes other logits than the network.
+      ConfigError: the folder cannot be written, or what was written computes other logits than the
+        network.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; give another --out")
-    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
+    model, metadata, record = request.load()
     preprocessing = Preprocessing.from_metadata(metadata)
     side = preprocessing.image_size
     # The module takes any number of images, and one is a case of its own in the operator.
     pixels = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     logits = lrnet_jax.Classifier(model, preprocessing).logits(pixels)
 
-    with new_folder(out) as part:
+    with new_folder(request.out) as part:
         folded = lrnet_jax.fold_priors(model)
-        record = model_card.describe_network(path, metadata)
         _write_checkpoint(part, folded, {**metadata, "scores": record["scores"]})
         modules.write_module(part / MODULE, folded, preprocessing)
         has_kernels = implementation != "xla" and modules.write_cuda_module(
@@ -66,24 +54,17 @@ def export(
         )
         modules.write_about(part, record, images if has_kernels else None)
         comparison = verify(part, pixels, logits)
-        card = model_card.write(record, title=out.name, usage=modules.USAGE, license_=license_)
-        (part / model_card.FILE).write_text(card)
-    return _describe(path, out, metadata, comparison, images if has_kernels else None)
+        request.write_card(part, record, modules.USAGE)
+    return [
+        *request.describe(metadata),
+        *comparison,
+        *_describe(request.out, images if has_kernels else None),
+    ]
 
 
-def _describe(
-    path: str | pathlib.Path,
-    out: pathlib.Path,
-    metadata: dict[str, Any],
-    comparison: list[str],
-    cuda_images: int | None,
-) -> list[str]:
-    """Lines about an export: of what, how well it agrees, what each file promises."""
-    weights = "averaged" if metadata["ema"] else "last"
-    lines = [f"step {metadata['step']} of {path}, {weights} weights"]
-    if is_unfinished(path):
-        lines.append(f"note: {path} is not finished; this is an early state of it")
-    lines += comparison
+def _describe(out: pathlib.Path, cuda_images: int | None) -> list[str]:
+    """Lines about what each file promises."""
+    lines = []
     if cuda_images is not None:
         lines.append(
             f"{CUDA_MODULE}: batches of {cuda_images} by the fused kernels, for JAX "

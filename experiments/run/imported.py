@@ -12,11 +12,11 @@ import numpy as np
 import lrnet_jax
 from experiments import config as configs
 from experiments.config import Config, Data
+from experiments.run.new_folder import new_folder
 from lrnet_jax.data.decode import shorter_side
 from lrnet_jax.data.on_disk import IMAGE_SIZE, MEAN, STD
 from lrnet_jax.functional import Tree
 from lrnet_jax.preprocessing import Preprocessing
-from lrnet_jax.training.atomic import new_folder
 from lrnet_jax.training.checkpoint_saver import write_model
 from lrnet_jax.training.checkpoints import CheckpointError
 

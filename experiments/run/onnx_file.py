@@ -21,9 +21,10 @@ import lrnet_jax
 from experiments.config import ConfigError
 from experiments.report import model_card
 from experiments.run import modules, pasteable
+from experiments.run.export_request import ExportRequest
+from experiments.run.new_folder import new_folder
 from lrnet_jax.exported import ABOUT
 from lrnet_jax.preprocessing import Preprocessing
-from lrnet_jax.training.atomic import new_folder
 from pallas_kernels.platform_switch import without_switch
 
 FILE = "network.onnx"
@@ -49,48 +50,32 @@ for label in np.argsort(-logits[0])[:5]:
 ```"""
 
 
-def export_onnx(
-    path: str | pathlib.Path,
-    out: pathlib.Path,
-    *,
-    ema: bool | None = None,
-    license_: str | None = None,
-) -> list[str]:
+def export_onnx(request: ExportRequest) -> list[str]:
     """Writes a network, runs the file and compares it with the network.
-
-    Args:
-      path: a workdir, a step directory or an export.
-      out: a folder that does not exist yet.
-      ema: which weights, see `lrnet_jax.load_checkpoint`.
-      license_: of the weights, for the model card, None if it is not stated.
 
     Returns:
       Lines that report what was written and how well it agrees with the network.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
-      ConfigError: the folder exists, a package is missing, or the file computes other logits than
-        the network.
+      ConfigError: the folder cannot be written, a package is missing, or the file computes other
+        logits than the network.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; give another --out")
     _require()
     # Runtimes have few operators for bfloat16.
-    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema, dtype="float32")
+    model, metadata, record = request.load("float32")
     preprocessing = Preprocessing.from_metadata(metadata)
-    record = model_card.describe_network(path, metadata)
-    with new_folder(out) as part:
-        part.mkdir(parents=True)
+    with new_folder(request.out) as part:
+        part.mkdir()
         _convert(part / FILE, lrnet_jax.fold_priors(model), preprocessing)
         lines = compare(part / FILE, lrnet_jax.Classifier(model, preprocessing))
         modules.write_about(part, record, None)
-        card = model_card.write(record, title=out.name, usage=USAGE, license_=license_)
-        (part / model_card.FILE).write_text(card)
-    size = (out / FILE).stat().st_size
+        request.write_card(part, record, USAGE)
+    size = (request.out / FILE).stat().st_size
     return [
-        f"step {metadata['step']} of {path}, {'averaged' if metadata['ema'] else 'last'} weights",
+        *request.describe(metadata),
         *lines,
-        f"wrote {out}: {FILE} ({size / 1e6:.2f} MB), {ABOUT}, {model_card.FILE}",
+        f"wrote {request.out}: {FILE} ({size / 1e6:.2f} MB), {ABOUT}, {model_card.FILE}",
     ]
 
 

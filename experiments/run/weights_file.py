@@ -18,62 +18,46 @@ import numpy as np
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.report import model_card
+from experiments.run.export_request import ExportRequest
 from experiments.run.imported import HEADER, TIMM
+from experiments.run.new_folder import new_folder
 from lrnet_jax.foreign.convert import to_arrays, to_tree
 from lrnet_jax.foreign.files import read_arrays, write_safetensors
 from lrnet_jax.foreign.names import layout_of, tensors
 from lrnet_jax.functional import merge, split
-from lrnet_jax.training.atomic import new_folder
 
 WEIGHTS = "model.safetensors"
 TORCHVISION = ("resnet18", "resnet50", "resnet101")
 TIMM_NETWORKS = (*TORCHVISION, "resnet26")
 
 
-def export_weights(
-    path: str | pathlib.Path,
-    out: pathlib.Path,
-    *,
-    ema: bool | None = None,
-    license_: str | None = None,
-) -> list[str]:
+def export_weights(request: ExportRequest) -> list[str]:
     """Writes a network's weights, and reads them back.
-
-    Args:
-      path: a workdir, a step directory or an export.
-      out: a folder that does not exist yet.
-      ema: which weights, see `lrnet_jax.load_checkpoint`.
-      license_: of the weights, for the model card, None if it is not stated.
 
     Returns:
       Lines that report what was written and how well it agrees with the network.
 
     Raises:
       CheckpointError: the checkpoint cannot be read.
-      ConfigError: the folder exists, or what was written computes other logits than the network.
+      ConfigError: the folder cannot be written, or what was written computes other logits than the
+        network.
     """
-    if out.exists():
-        raise ConfigError(f"{out} exists; give another --out")
-    model, metadata = lrnet_jax.load_checkpoint(path, ema=ema)
-    record = model_card.describe_network(path, metadata)
-    with new_folder(out) as part:
-        part.mkdir(parents=True)
+    model, metadata, record = request.load()
+    with new_folder(request.out) as part:
+        part.mkdir()
         arrays = to_arrays(model)
         write_safetensors(part / WEIGHTS, arrays, {HEADER: json.dumps(record)})
         difference = compare(part / WEIGHTS, model, record["image_size"])
         if is_in_timm(record["network"], model.variant, model.num_classes):
             (part / TIMM).write_text(json.dumps(timm_config(model, record), indent=2) + "\n")
-        card = model_card.write(
-            record, title=out.name, usage=usage(record, model.variant), license_=license_
-        )
-        (part / model_card.FILE).write_text(card)
+        request.write_card(part, record, usage(record, model.variant))
     layout = "torchvision and timm" if layout_of(model.variant) == "torch" else "lrnet_jax"
-    size = (out / WEIGHTS).stat().st_size
+    size = (request.out / WEIGHTS).stat().st_size
     return [
-        f"step {metadata['step']} of {path}, {'averaged' if metadata['ema'] else 'last'} weights",
+        *request.describe(metadata),
         f"{len(arrays)} arrays under the names of {layout}; read back, logits within "
         f"{difference:.2g} of the network's",
-        f"wrote {out}: {WEIGHTS} ({size / 1e6:.2f} MB), {model_card.FILE}",
+        f"wrote {request.out}: {WEIGHTS} ({size / 1e6:.2f} MB), {model_card.FILE}",
     ]
 
 

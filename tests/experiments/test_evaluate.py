@@ -262,12 +262,6 @@ def test_the_page_shows_the_surest_mistakes(report):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_report_needs_a_new_folder(run, tmp_path, capsys):
-    with pytest.raises(ConfigError, match="exists; give another --report"):
-        call(run[0], f"--report={tmp_path}")
-    assert capsys.readouterr().out == ""
-
-
 def test_reassessed_labels(run, images, tmp_path, capsys):
     """Labels are the network's; images without a label do not count."""
     workdir, model = run

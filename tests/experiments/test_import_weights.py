@@ -45,8 +45,6 @@ def test_a_file_becomes_a_checkpoint_with_the_same_logits(resnet18, tmp_path, ca
     np.testing.assert_allclose(found, golden()["resnet18/logits"], atol=1e-4)
     assert (metadata["num_classes"], metadata["class_names"], metadata["resize"]) == (10, None, 256)
     assert metadata["imported_from"] == "resnet18.safetensors"
-    with pytest.raises(USERS_ERRORS, match="exists; give another --out"):
-        call("--network=resnet18", f"--from={resnet18}", f"--out={out}")
 
 
 def test_how_images_are_prepared(resnet18, tmp_path, capsys):

@@ -15,6 +15,7 @@ from PIL import Image
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.run.artifact import export, verify
+from experiments.run.export_request import ExportRequest
 from experiments.run.modules import write_module
 from experiments.run.results import FILE as RESULT
 from experiments.train import train
@@ -42,7 +43,7 @@ def exported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny(**{"train.epochs": "0.0032"}), workdir)
     folder = workdir.parent / "export"
-    return workdir, folder, "\n".join(export(workdir, folder, images=2))
+    return workdir, folder, "\n".join(export(ExportRequest(workdir, folder), images=2))
 
 
 def pixels(count, side=28):
@@ -162,16 +163,14 @@ def test_no_custom_calls_and_an_unfinished_run(exported, tmp_path):
     stopped = tmp_path / "stopped"
     shutil.copytree(workdir, stopped)
     (stopped / RESULT).unlink()
-    printed = "\n".join(export(stopped, tmp_path / "export", implementation="xla"))
+    printed = "\n".join(export(ExportRequest(stopped, tmp_path / "export"), implementation="xla"))
     assert f"note: {stopped} is not finished; this is an early state of it" in printed
     assert not (tmp_path / "export" / CUDA_MODULE).exists()
     assert "cuda" not in json.loads((tmp_path / "export" / ABOUT).read_text())
 
 
 def test_a_damaged_export(exported, tmp_path):
-    workdir, folder, _ = exported
-    with pytest.raises(ConfigError, match="exists; give another --out"):
-        export(workdir, folder)
+    _, folder, _ = exported
     classifier = lrnet_jax.load_classifier(folder)
     with pytest.raises(ConfigError, match="computes other logits than the network"):
         verify(folder, pixels(3), classifier.logits(pixels(3)) + 1)

@@ -15,6 +15,7 @@ from experiments.config import ConfigError
 from experiments.run import origin
 from experiments.run.artifact import export
 from experiments.run.assemble import assemble
+from experiments.run.export_request import ExportRequest
 from experiments.run.inputs import open_data
 from experiments.run.origin import forked, start_from_origin
 from experiments.run.overrides import override_all
@@ -91,7 +92,7 @@ def test_a_head_of_other_classes_is_left(source, tmp_path, kind):
 
 def test_init_from_an_export(source, tmp_path):
     """An export has tables instead of prior networks, which the error explains how to have."""
-    export(source, tmp_path / "export", implementation="xla")
+    export(ExportRequest(source, tmp_path / "export"), implementation="xla")
     config = tiny(**{"train.init_from": str(tmp_path / "export")})
     with pytest.raises(
         ConfigError, match=r"of another network: .*; use --config.model.prior=table"

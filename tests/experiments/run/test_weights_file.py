@@ -16,6 +16,7 @@ from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
 from experiments.run import weights_file
+from experiments.run.export_request import ExportRequest
 from experiments.run.overrides import override
 from experiments.run.results import known_scores
 from experiments.run.weights_file import export_weights
@@ -40,7 +41,7 @@ def lrnet(tmp_path_factory):
 
 def test_an_lrnet_keeps_our_names_and_comes_back_whole(lrnet, tmp_path):
     workdir, model = lrnet
-    printed = "\n".join(export_weights(workdir, tmp_path / "out"))
+    printed = "\n".join(export_weights(ExportRequest(workdir, tmp_path / "out")))
     assert f"step {STEP} of" in printed
     assert "arrays under the names of lrnet_jax; read back, logits within 0 of" in printed
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -69,7 +70,7 @@ def test_an_lrnet_keeps_our_names_and_comes_back_whole(lrnet, tmp_path):
 
 def test_the_model_card(lrnet, tmp_path):
     workdir, model = lrnet
-    export_weights(workdir, tmp_path / "mine", license_="cc-by-4.0")
+    export_weights(ExportRequest(workdir, tmp_path / "mine", license_="cc-by-4.0"))
     card = (tmp_path / "mine" / "README.md").read_text()
     assert card.startswith(
         "---\nlicense: cc-by-4.0\nlibrary_name: lrnet_jax\npipeline_tag: image-classification\n"
@@ -101,7 +102,7 @@ def test_scores_of_other_weights_are_not_on_the_card(lrnet, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     (tmp_path / "run" / "result.json").write_text(json.dumps({**result, "step": STEP + 1}))
-    export_weights(tmp_path / "run", tmp_path / "out")
+    export_weights(ExportRequest(tmp_path / "run", tmp_path / "out"))
     card = (tmp_path / "out" / "README.md").read_text()
     assert "No evaluation of these weights is on record" in card
     assert "metrics" not in card
@@ -177,7 +178,7 @@ def test_an_export_that_computes_something_else_is_refused(lrnet, tmp_path, monk
 
     monkeypatch.setattr(weights_file, "write_safetensors", wrong)
     with pytest.raises(ConfigError, match=r"computes other logits .* nothing was exported"):
-        export_weights(workdir, tmp_path / "out")
+        export_weights(ExportRequest(workdir, tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 
