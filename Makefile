@@ -82,7 +82,8 @@ FAST ?= tests/test_architecture.py tests/test_documents.py \
   tests/lrnet_jax/data/test_augment.py tests/lrnet_jax/data/test_decode.py \
   tests/lrnet_jax/data/test_records.py tests/lrnet_jax/training/test_optimizer.py \
   tests/lrnet_jax/training/test_accumulation.py tests/lrnet_jax/training/test_stopping.py \
-  tests/lrnet_jax/training/test_reporting.py tests/lrnet_jax/training/test_checkpoints.py \
+  tests/lrnet_jax/training/test_metric_writers.py tests/lrnet_jax/training/test_display.py \
+  tests/lrnet_jax/training/test_checkpoints.py \
   tests/lrnet_jax/training/test_steps.py::test_targets_of_mixed_images \
   tests/lrnet_jax/training/test_steps.py::test_step_is_sgd_with_momentum_and_decay_on_weights_only \
   tests/experiments/test_config.py tests/experiments/test_tables.py tests/experiments/cli \

@@ -30,11 +30,11 @@ from experiments.run import origin as origins
 from experiments.run.assemble import assemble, check_devices
 from experiments.run.check_data import check_data
 from experiments.run.inputs import open_data
+from experiments.run.opening import open_session
 from experiments.run.origin import start_from_origin
 from experiments.run.overrides import override_all
 from experiments.run.results import print_summary, read_result
 from experiments.run.scores import Scores
-from experiments.run.session import open_session
 from experiments.run.workdir import check_workdir, is_new
 from lrnet_jax.data.prefetch import prefetch
 from lrnet_jax.training import processes

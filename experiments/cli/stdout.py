@@ -28,11 +28,14 @@ def survive_closed_pipes() -> None:
         old = getattr(sys, name)
         old.flush()
         raw = _Surviving(old.fileno(), "wb", closefd=False)
+        # Under PYTHONUNBUFFERED what is written is printed at once, as before.
+        buffer: Any = raw if old.write_through else io.BufferedWriter(raw)
         new = io.TextIOWrapper(
-            io.BufferedWriter(raw),
+            buffer,
             encoding=old.encoding,
             errors=old.errors,
             line_buffering=old.line_buffering,
+            write_through=old.write_through,
         )
         setattr(sys, name, new)
 

@@ -56,7 +56,27 @@ def override_all(config: Config, changes: Sequence[tuple[str, str]]) -> Config:
 
 def describe(config: Config) -> str:
     """All fields, one a line, as they would be typed."""
-    return "\n".join(f"  --config.{path}={typed(value)}" for path, value in flatten(config).items())
+    return "\n".join(_line(path, value) for path, value in flatten(config).items())
+
+
+def describe_changes(config: Config, base: Config) -> list[str]:
+    """The fields in which a Config differs from another, one a line, as they would be typed.
+
+    Fields of `model` that follow from another network are not among them.
+    """
+    if config.network != base.network:
+        base = override(base, "network", config.network)
+        changes = [_line("network", config.network)]
+    else:
+        changes = []
+    before = flatten(base)
+    return changes + [
+        _line(path, value) for path, value in flatten(config).items() if value != before[path]
+    ]
+
+
+def _line(path: str, value: Any) -> str:
+    return f"  --config.{path}={typed(value)}"
 
 
 def parse(kind: Any, text: str, path: str) -> Any:

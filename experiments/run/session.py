@@ -1,132 +1,44 @@
 """A run between its start and its end: its state, what it records, what it saves.
 
 `experiments.train` has the loop. A session holds what changes while the loop runs, and does one
-thing a method.
+thing a method. `opening.py` makes it.
 """
 
-import contextlib
 import dataclasses
-import functools
 import json
 import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from experiments.config import Config
 from experiments.run import results
-from experiments.run.assemble import Run, num_params
+from experiments.run.assemble import Run
 from experiments.run.bad_step import save_bad_step
-from experiments.run.check_data import check_same_images
 from experiments.run.inputs import eval_batches
-from experiments.run.overrides import describe
-from experiments.run.results import describe_result, print_summary
+from experiments.run.results import describe_numbers, print_summary
 from experiments.run.save_clock import SaveClock
 from experiments.run.scores import Scores
-from experiments.run.workdir import check_checkpoint, claim_workdir
 from lrnet_jax.data.dataset import Batch, Dataset
-from lrnet_jax.training import checkpoints, processes
+from lrnet_jax.training import processes
 from lrnet_jax.training.atomic import write_atomically
 from lrnet_jax.training.checkpoint_saver import CheckpointSaver
-from lrnet_jax.training.devices import DeviceBatch, replicate
+from lrnet_jax.training.devices import DeviceBatch
+from lrnet_jax.training.display import Display, duration
 from lrnet_jax.training.divergence import DivergedError, fault
 from lrnet_jax.training.evaluation import Evaluation, evaluate
+from lrnet_jax.training.metric_writers import MetricWriters
 from lrnet_jax.training.progress import Progress
-from lrnet_jax.training.reporting import NullReporter, Reporter, duration
 from lrnet_jax.training.speed import SpeedMeter
 from lrnet_jax.training.state import TrainState
 from lrnet_jax.training.stopping import StopRequest
 
 
-class Start(NamedTuple):
-    """What the first process found in the workdir, as JSON types for the other processes.
-
-    Attributes:
-      new: whether no run was there.
-      resumed: whether there was a checkpoint.
-      damaged: a message for each checkpoint that was set aside.
-      progress: the fields of the checkpoint's `Progress`.
-    """
-
-    new: bool
-    resumed: bool
-    damaged: list[str]
-    progress: dict[str, Any]
-
-
-@contextlib.contextmanager
-def open_session(
-    config: Config, workdir: pathlib.Path, dataset: Dataset, run: Run, *, new: bool, started: float
-) -> Iterator["Session"]:
-    """Locks the workdir, restores its newest good checkpoint, opens the files.
-
-    However the context ends, a save in flight is finished and the files are closed.
-
-    Args:
-      config: the configuration of the run.
-      workdir: folder of the run.
-      dataset: its images.
-      run: from `assemble`. The caller keeps no reference to it: of a resumed run the memory of the
-        initial state is freed.
-      new: whether the workdir was new when it was checked.
-      started: `time.monotonic()` at the start of the command.
-
-    Raises:
-      ConfigError, WorkdirInUseError: see `claim_workdir`.
-      CheckpointError: no checkpoint is good.
-      LostProcessError: another process of the run is gone.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(processes.explain_losses())
-        stop = stack.enter_context(StopRequest())
-        start, saver = Start(new, resumed=False, damaged=[], progress={}), None
-        if processes.is_first():
-            stack.enter_context(claim_workdir(config, workdir))
-            newest, every = config.train.keep_checkpoints, config.train.keep_every
-            saver = stack.enter_context(CheckpointSaver(workdir, newest=newest, every=every))
-            start, run = _restore(config, workdir, dataset, start, run)
-        start = Start(**processes.broadcast(start._asdict()))
-        if start.resumed:
-            run = run._replace(state=replicate(processes.broadcast_arrays(run.state)))
-        progress = Progress(**start.progress)
-        step = int(jax.device_get(run.state.step))
-        reporter: Reporter | NullReporter = NullReporter()
-        if processes.is_first():
-            reporter = Reporter(
-                workdir,
-                total_steps=run.total_steps,
-                first_step=step,
-                evaluated=progress.evaluated,
-            )
-        stack.enter_context(reporter)
-        session = Session(
-            config, workdir, dataset, run, step, progress, started, stop, saver, reporter
-        )
-        session.print_start(start)
-        yield session
-
-
-def _restore(
-    config: Config, workdir: pathlib.Path, dataset: Dataset, start: Start, run: Run
-) -> tuple[Start, Run]:
-    """The newest good checkpoint of the workdir, if there is one."""
-    restored = checkpoints.restore(
-        workdir, like=run.state, check=functools.partial(check_checkpoint, config)
-    )
-    if restored is None:
-        return start, run
-    check_same_images(restored.metadata, dataset)
-    start = start._replace(
-        resumed=True, damaged=list(restored.damaged), progress=restored.metadata["progress"]
-    )
-    return start, run._replace(state=restored.state)
-
-
 @dataclasses.dataclass
 class Session:
-    """A run at work, in one of its processes; `open_session` makes it.
+    """A run at work, in one of its processes.
 
     Attributes:
       config: the configuration of the run.
@@ -138,7 +50,8 @@ class Session:
       started: `time.monotonic()` at the start of this process.
       stop: notices SIGTERM and SIGINT.
       saver: of the first process; None in the others.
-      reporter: of the first process; one that does nothing in the others.
+      metrics: where they are recorded; no writer in all processes but the first.
+      display: what a person sees; shown by the first process only.
       state: the state after the last step, on all devices.
       stopped: whether the run ends before its last step.
     """
@@ -152,7 +65,8 @@ class Session:
     started: float
     stop: StopRequest
     saver: CheckpointSaver | None
-    reporter: Reporter | NullReporter
+    metrics: MetricWriters
+    display: Display
     state: TrainState = dataclasses.field(init=False)
     stopped: bool = dataclasses.field(default=False, init=False)
 
@@ -164,25 +78,6 @@ class Session:
         self._save_requested = False
         self._speed = SpeedMeter(self.config.train.batch_size)
         self._pending: list[Any] = []  # metrics that are still on the devices
-
-    def print_start(self, start: Start) -> None:
-        """Prints what runs where, from which step."""
-        for message in start.damaged:
-            self.reporter.line(f"{message}; set aside")
-        beginning = "new run" if start.new else f"resumed at step {self.step}"
-        self.reporter.line(f"{beginning} in {self.workdir}")
-        if not start.resumed:
-            for line in self.run.origin:
-                self.reporter.line(line)
-        if start.new:
-            self.reporter.line(f"configuration:\n{describe(self.config)}")
-        dataset, train = self.dataset, self.config.train
-        self.reporter.line(
-            f"{self.config.network} ({num_params(self.state.params) / 1e6:.3f} M parameters) "
-            f"on {dataset.name} "
-            f"({dataset.num_train} + {dataset.num_eval} images), {self.run.total_steps} steps of "
-            f"{train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
-        )
 
     def batches(self) -> Iterator[Batch]:
         """The share of this process of the batches of the steps that are left."""
@@ -209,7 +104,9 @@ class Session:
         if self.step == self._first_step + 1:
             jax.block_until_ready(metrics)
             self._speed.restart(self.step)
-            self.reporter.line(f"first step after {self._age()}, including compilation")
+            self.display.restart(self.step)
+            self.display.line(f"first step after {self._age()}, including compilation")
+        self.display.tick(self.step)
 
     def evaluation_is_due(self) -> bool:
         """Whether the state is to be evaluated before the next step."""
@@ -228,7 +125,7 @@ class Session:
             self.stopped = True
             return
         self._record_evaluation(evaluation)
-        self.reporter.line(f"evaluation at step {self.step}: {describe_result(evaluation)}")
+        self.display.line(f"evaluation at step {self.step}: {describe_numbers(evaluation)}")
         if self.progress.best_step == self.step:
             self.save()
         self._speed.restart(self.step)
@@ -244,15 +141,11 @@ class Session:
         speed = self._speed.measure(self.step)
         self._record_metrics()
         if speed:
-            self.reporter.scalars("speed", self.step, speed)
+            self.metrics.scalars("speed", self.step, speed)
         if self.saver is not None:
             self.saver.check()
-        self.reporter.progress(
-            self.step,
-            f"epoch {self.step / self.run.steps_per_epoch:.2f}  loss {values['loss']:.3f}  "
-            f"accuracy {100 * values['accuracy']:.1f} %"
-            + (f"  {speed['images_per_second']:.0f} images/s" if speed else ""),
-        )
+        epoch = self.step / self.run.steps_per_epoch
+        self.display.progress(self.step, _figures(epoch, values, speed))
 
     def poll(self) -> None:
         """Agrees with the other processes on stopping and on saves by time; once a step."""
@@ -274,7 +167,7 @@ class Session:
         if self.saver is None:
             return
         # A step that is saved is never taken again, so its record must not be lost either.
-        self.reporter.sync()
+        self.metrics.sync()
         progress = dataclasses.replace(self.progress, seconds=self._spent())
         metadata = {**self.run.metadata, "progress": progress.to_dict()}
         self.saver.save(self.state, metadata, best=progress.best_step)
@@ -286,15 +179,16 @@ class Session:
             self.saver.wait()
         total = self.run.total_steps
         evaluation = None if self.stopped else self._evaluation()
+        self.display.close()
         if evaluation is None:
             by = self.stop.name or "a signal to another process"
-            self.reporter.line(f"stopped by {by} after step {self.step} of {total}, which is saved")
+            self.display.line(f"stopped by {by} after step {self.step} of {total}, which is saved")
             return None
         result = Scores.at_step(total, evaluation)
         self._record_evaluation(evaluation)
         best = self.progress
         if best.best_step != total:
-            self.reporter.line(
+            self.display.line(
                 f"best evaluation: top-1 {best.best_top1:.2f} % at step {best.best_step}"
             )
         if processes.is_first():
@@ -312,7 +206,7 @@ class Session:
         """
         first = self.step - len(self._pending) + 1
         for step, values in enumerate(jax.device_get(self._pending), start=first):
-            self.reporter.scalars("train", step, values)
+            self.metrics.scalars("train", step, values)
             if (reason := fault(values, self.config.train.max_loss)) is None:
                 continue
             if self.saver is None:
@@ -324,14 +218,15 @@ class Session:
     def _evaluation(self) -> Evaluation | None:
         """Top-1, top-5 and loss of the evaluation split; None if a stop was requested meanwhile."""
         batches = eval_batches(self.dataset, self.config.train.eval_batch_size)
-        if processes.are_several():  # they agree on stops between steps only
-            return evaluate(self.run.eval_step, self.state.evaluated, batches)
-        batches = _until(self.stop, batches)
-        result = evaluate(self.run.eval_step, self.state.evaluated, batches)
-        return None if self.stop else result
+        with self.display.busy("evaluating"):
+            if processes.are_several():  # they agree on stops between steps only
+                return evaluate(self.run.eval_step, self.state.evaluated, batches)
+            batches = _until(self.stop, batches)
+            result = evaluate(self.run.eval_step, self.state.evaluated, batches)
+            return None if self.stop else result
 
     def _record_evaluation(self, evaluation: Evaluation) -> None:
-        self.reporter.scalars("eval", self.step, dataclasses.asdict(evaluation))
+        self.metrics.scalars("eval", self.step, dataclasses.asdict(evaluation))
         self.progress = self.progress.after_evaluation(self.step, evaluation.top1)
 
     def _spent(self) -> float:
@@ -340,6 +235,17 @@ class Session:
 
     def _age(self) -> str:
         return duration(time.monotonic() - self.started)
+
+
+def _figures(epoch: float, values: dict[str, Any], speed: dict[str, float]) -> list[str]:
+    """What a person watches, the most important first: a narrow terminal shows no more."""
+    figures = [f"loss {values['loss']:.3f}", f"accuracy {100 * values['accuracy']:.1f} %"]
+    if speed:
+        figures.insert(1, f"{speed['images_per_second']:.0f} images/s")
+        figures.append(f"waited {speed['input_seconds']:.1f} s for input")
+    if "memory_gib" in speed:
+        figures.append(f"{speed['memory_gib']:.1f} GiB at most")
+    return [*figures, f"epoch {epoch:.2f}"]
 
 
 def _until(stop: StopRequest, batches: Iterator[Batch]) -> Iterator[Batch]:

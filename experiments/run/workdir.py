@@ -14,7 +14,7 @@ from experiments.run.overrides import typed
 from lrnet_jax.training import checkpoints, workdir_lock
 from lrnet_jax.training.atomic import spare_name, write_atomically
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 
 DISK_ERRORS = frozenset(
     {

@@ -1,1 +1,1 @@
-"""Optimiser, training and evaluation steps, checkpoints, reporting."""
+"""Optimiser, training and evaluation steps, checkpoints, metrics, progress."""

@@ -49,6 +49,8 @@ class StopRequest:
         """Says that the signal is noticed, because a step may take seconds."""
         name = signal.Signals(number).name
         again = "; Ctrl-C again stops at once" if number == signal.SIGINT else ""
+        # On a terminal the line of the cursor has a progress bar and "^C", which are erased.
+        before = "\r\x1b[K" if os.isatty(2) else "\n"
         # Not by print, which may be at work in the line that was interrupted, and would raise.
         with contextlib.suppress(OSError):  # nobody may read standard error any more
-            os.write(2, f"\n{name}: saving after this step{again}\n".encode())
+            os.write(2, f"{before}{name}: saving after this step{again}\n".encode())

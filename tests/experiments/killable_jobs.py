@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 from tests.experiments.tiny_run import TINY
 
 TIMEOUT = 300

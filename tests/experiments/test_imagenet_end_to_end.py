@@ -15,7 +15,7 @@ from experiments.evaluate import evaluate_checkpoint, open_checkpoint
 from experiments.prepare.imagenet_builder import prepare
 from experiments.prepare.imagenet_tars import Counts
 from lrnet_jax.training.checkpoints import FOLDER
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 from tests.lrnet_jax.data import miniature
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.data import fashion_mnist_subset
 from lrnet_jax.training import checkpoints
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
 
 

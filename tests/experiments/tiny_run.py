@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 from experiments.recipes import RECIPES
 from experiments.run.overrides import override_all
 from lrnet_jax.training import checkpoints
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 
 TINY = {
     "model.depths": "1",

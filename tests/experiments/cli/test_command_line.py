@@ -162,6 +162,20 @@ def test_a_command_that_keeps_printing_does_not_notice_a_closed_pipe():
     assert into_closed_pipe(body) == (5, "two")
 
 
+def test_what_is_printed_unbuffered_stays_in_its_order(tmp_path):
+    """Containers often set PYTHONUNBUFFERED."""
+    body = (
+        "import sys; from experiments.cli.stdout import survive_closed_pipes; "
+        "survive_closed_pipes(); sys.stderr.write('one'); sys.stderr.write('\\n'); print('two')"
+    )
+    with (tmp_path / "both").open("w") as both:
+        subprocess.run(
+            [sys.executable, "-c", PROGRAM.format(body=body)], stdout=both,
+            stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}, check=True,
+        )  # fmt: skip
+    assert (tmp_path / "both").read_text() == "one\ntwo\n"
+
+
 def test_an_interrupt_has_no_traceback():
     done = run("raise KeyboardInterrupt")
     assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -14,7 +14,7 @@ from experiments.run.overrides import override
 from experiments.run.workdir import check_checkpoint, check_workdir, claim_workdir, is_new
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.checkpoints import DamagedCheckpointError
-from lrnet_jax.training.reporting import METRICS
+from lrnet_jax.training.metric_writers import METRICS
 
 QUICK = RECIPES["quickstart"]
 

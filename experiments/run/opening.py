@@ -1,0 +1,163 @@
+"""The start of a run: what its workdir holds is restored, and a session is opened.
+
+Only the first of several processes reads the workdir. It tells the others what it found.
+"""
+
+import contextlib
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO
+
+import jax
+
+from experiments import config as configs
+from experiments.config import Config
+from experiments.recipes import RECIPES
+from experiments.run.assemble import Run, num_params
+from experiments.run.check_data import check_same_images
+from experiments.run.overrides import describe_changes
+from experiments.run.session import Session
+from experiments.run.workdir import check_checkpoint, claim_workdir
+from lrnet_jax.data.dataset import Dataset
+from lrnet_jax.training import checkpoints, processes
+from lrnet_jax.training.checkpoint_saver import CheckpointSaver
+from lrnet_jax.training.devices import replicate
+from lrnet_jax.training.display import Display
+from lrnet_jax.training.metric_writers import (
+    JsonlWriter,
+    MetricWriter,
+    MetricWriters,
+    RunStart,
+    TensorBoardWriter,
+)
+from lrnet_jax.training.progress import Progress
+from lrnet_jax.training.stopping import StopRequest
+
+
+class Found(NamedTuple):
+    """What the first process found in the workdir, as JSON types for the other processes.
+
+    Attributes:
+      new: whether no run was there.
+      resumed: whether there was a checkpoint.
+      damaged: a message for each checkpoint that was set aside.
+      progress: the fields of the checkpoint's `Progress`.
+    """
+
+    new: bool
+    resumed: bool
+    damaged: list[str]
+    progress: dict[str, Any]
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    workdir: pathlib.Path,
+    dataset: Dataset,
+    run: Run,
+    *,
+    new: bool,
+    started: float,
+    writers: Sequence[MetricWriter] = (),
+) -> Iterator[Session]:
+    """Locks the workdir, restores its newest good checkpoint, opens the files.
+
+    However the context ends, a save in flight is finished and the files are closed.
+
+    Args:
+      config: the configuration of the run.
+      workdir: folder of the run.
+      dataset: its images.
+      run: from `assemble`. The caller keeps no reference to it: of a resumed run the memory of the
+        initial state is freed.
+      new: whether the workdir was new when it was checked.
+      started: `time.monotonic()` at the start of the command.
+      writers: of metrics, besides those of the workdir; the first process starts them.
+
+    Raises:
+      ConfigError, WorkdirInUseError: see `claim_workdir`.
+      CheckpointError: no checkpoint is good.
+      LostProcessError: another process of the run is gone.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(processes.explain_losses())
+        stop = stack.enter_context(StopRequest())
+        found, saver = Found(new, resumed=False, damaged=[], progress={}), None
+        if processes.is_first():
+            stack.enter_context(claim_workdir(config, workdir))
+            newest, every = config.train.keep_checkpoints, config.train.keep_every
+            saver = stack.enter_context(CheckpointSaver(workdir, newest=newest, every=every))
+            found, run = _restore(config, workdir, dataset, found, run)
+        found = Found(**processes.broadcast(found._asdict()))
+        if found.resumed:
+            run = run._replace(state=replicate(processes.broadcast_arrays(run.state)))
+        progress = Progress(**found.progress)
+        step = int(jax.device_get(run.state.step))
+
+        first = processes.is_first()
+        metrics = MetricWriters([JsonlWriter(), TensorBoardWriter(), *writers] if first else [])
+        metrics.start(RunStart(workdir, configs.to_dict(config), step, progress.evaluated))
+        stack.callback(metrics.close)
+        stream = sys.stderr if first else stack.enter_context(pathlib.Path(os.devnull).open("w"))
+        display = _display(stream, run.total_steps, step)
+        stack.callback(display.close)
+        session = Session(
+            config, workdir, dataset, run, step, progress, started, stop, saver, metrics, display
+        )
+        for line in _beginning(session, found):
+            display.line(line)
+        yield session
+
+
+def _display(stream: TextIO, total_steps: int, step: int) -> Display:
+    """A bar where a person looks at all that is printed, and lines otherwise."""
+    is_terminal = stream.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+    return Display(stream, total_steps=total_steps, first_step=step, is_terminal=is_terminal)
+
+
+def _restore(
+    config: Config, workdir: pathlib.Path, dataset: Dataset, found: Found, run: Run
+) -> tuple[Found, Run]:
+    """The newest good checkpoint of the workdir, if there is one."""
+    restored = checkpoints.restore(
+        workdir, like=run.state, check=functools.partial(check_checkpoint, config)
+    )
+    if restored is None:
+        return found, run
+    check_same_images(restored.metadata, dataset)
+    found = found._replace(
+        resumed=True, damaged=list(restored.damaged), progress=restored.metadata["progress"]
+    )
+    return found, run._replace(state=restored.state)
+
+
+def _beginning(session: Session, found: Found) -> Iterator[str]:
+    """What runs where, from which step, in lines."""
+    for message in found.damaged:
+        yield f"{message}; set aside"
+    beginning = "new run" if found.new else f"resumed at step {session.step}"
+    yield f"{beginning} in {session.workdir}"
+    if not found.resumed:
+        yield from session.run.origin
+    if found.new:
+        yield from _configuration(session.config, session.workdir)
+    dataset, train = session.dataset, session.config.train
+    yield (
+        f"{session.config.network} ({num_params(session.state.params) / 1e6:.3f} M parameters) "
+        f"on {dataset.name} "
+        f"({dataset.num_train} + {dataset.num_eval} images), {session.run.total_steps} steps of "
+        f"{train.batch_size} on {jax.device_count()} x {jax.devices()[0].device_kind}"
+    )
+
+
+def _configuration(config: Config, workdir: pathlib.Path) -> Iterator[str]:
+    """What differs from the recipe, in lines."""
+    base = RECIPES.get(config.recipe) or configs.recipe(config.recipe, config.network)
+    changes = describe_changes(config, base)
+    changed = f"with {len(changes)} fields changed" if changes else "as it is"
+    yield f"recipe {config.recipe} {changed}; all fields are in {workdir / configs.FILE}"
+    yield from changes
