@@ -106,7 +106,6 @@ class Session:
             self._speed.restart(self.step)
             self.display.restart(self.step)
             self.display.line(f"first step after {self._age()}, including compilation")
-        self.display.tick(self.step)
 
     def evaluation_is_due(self) -> bool:
         """Whether the state is to be evaluated before the next step."""

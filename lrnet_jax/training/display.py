@@ -10,7 +10,6 @@ from typing import TextIO
 _ERASE = "\r\x1b[K"  # the line of the cursor
 _MARGIN = 3  # columns that stay free: "^C" of a terminal is then on the same line, and erased
 _SHORTEST, _LONGEST = 8, 40  # cells of the bar
-_PAUSE = 0.1  # seconds between two drawings of the bar
 
 
 class Display:
@@ -45,19 +44,12 @@ class Display:
         self._columns = columns or (lambda: _columns(stream))
         self._clock = clock
         self._figures: Sequence[str] = ()
-        self._drawn_at = -_PAUSE
         # The time left is that of the steps after the first, which compiles.
-        self._start_step, self._start = first_step, clock()
+        self._start_step, self._start, self._spent = first_step, clock(), 0.0
 
     def restart(self, step: int) -> None:
-        """Reckons the time left from this step on, which was just taken."""
-        self._start_step, self._start = step, self._clock()
-
-    def tick(self, step: int) -> None:
-        """Moves the bar, if there is one, to a step; it is cheap enough for every step."""
-        self._step = step
-        if self._bar and self._clock() - self._drawn_at >= _PAUSE:
-            self._draw()
+        """Reckons the time left from this step on, which is computed."""
+        self._step, self._start_step, self._start = step, step, self._clock()
 
     @contextlib.contextmanager
     def busy(self, text: str) -> Iterator[None]:
@@ -69,8 +61,9 @@ class Display:
         self._figures = before
 
     def progress(self, step: int, figures: Sequence[str]) -> None:
-        """Shows a step with its figures, the most important first."""
+        """Shows a step, which is computed, with its figures, the most important first."""
         self._step, self._figures = step, figures
+        self._spent = self._clock() - self._start
         if self._bar:
             self._draw()
         else:
@@ -93,7 +86,6 @@ class Display:
             print(file=self._stream, flush=True)
 
     def _draw(self) -> None:
-        self._drawn_at = self._clock()
         self._stream.write(_ERASE + self._text(self._columns() - _MARGIN))
         self._stream.flush()
 
@@ -129,7 +121,7 @@ class Display:
             return ""
         if not done:
             return f"{left} steps left"
-        return f"{duration((self._clock() - self._start) / done * left)} left"
+        return f"{duration(self._spent / done * left)} left"
 
 
 def duration(seconds: float) -> str:

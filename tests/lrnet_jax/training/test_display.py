@@ -78,7 +78,6 @@ def test_lines_are_above_the_one_bar(clock):
     with display.busy("evaluating"):
         assert screen.lines()[-1].endswith("51/200  30 s left  evaluating")
     clock.seconds += 10
-    display.tick(101)
     display.progress(200, ["loss 0.500"])
     display.close()
     display.close()  # a second one does nothing
@@ -90,19 +89,6 @@ def test_lines_are_above_the_one_bar(clock):
         "final",
         "",
     ]
-
-
-def test_a_bar_moves_between_reports_but_not_at_every_step(clock):
-    screen = Screen(80)
-    display = show(clock, screen)
-    display.restart(1)
-    display.tick(2)
-    drawn = len(screen.getvalue())
-    display.tick(3)
-    assert len(screen.getvalue()) == drawn
-    clock.seconds += 1
-    display.tick(4)
-    assert "4/200  1 min 05 s left" in screen.lines()[-1]
 
 
 def test_a_resumed_run_reckons_with_its_own_steps(clock):
@@ -120,7 +106,7 @@ def test_a_resumed_run_reckons_with_its_own_steps(clock):
 def test_letters_where_the_terminal_has_no_blocks(clock):
     screen = Screen(80)
     screen.encoding = "ascii"
-    show(clock, screen).tick(100)
+    show(clock, screen).progress(100, [])
     assert "|####" in screen.lines()[0]
     assert screen.lines()[0].isascii()
 
@@ -129,7 +115,6 @@ def test_plain_lines_where_there_is_no_terminal(clock):
     stream = io.StringIO()
     display = Display(stream, total_steps=200, is_terminal=False, clock=clock.read)
     clock.seconds += 10
-    display.tick(49)
     with display.busy("evaluating"):
         display.progress(50, FIGURES)
     display.progress(200, FIGURES[:1])
