@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments.cli import command_line, config_flags
+from experiments.cli import command_line, config_flags, config_help
 from experiments.cli.stdout import print_lines
 from experiments.config import Config
 from experiments.run.assemble import Run, assemble, check_devices
@@ -39,7 +39,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     if options.config == "help":
-        print_lines(config_flags.help_text())
+        print_lines(config_help.help_text())
         return
     costs = measure(config_flags.chosen_config(options), options.rounds, options.block)
     print(json.dumps(costs._asdict()))

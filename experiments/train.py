@@ -1,4 +1,4 @@
-"""Trains a network.
+r"""Trains a network.
 
     python -m experiments.train --config=lrnet50 --workdir=runs/lrnet50
     python -m experiments.train --config=quickstart --config.train.epochs=3
@@ -22,7 +22,13 @@ import time
 from absl import flags
 
 from experiments import config as configs
-from experiments.cli import command_line, config_flags, device_flags, distributed_flags
+from experiments.cli import (
+    command_line,
+    config_flags,
+    config_help,
+    device_flags,
+    distributed_flags,
+)
 from experiments.cli.stdout import print_lines, survive_closed_pipes
 from experiments.config import Config, ConfigError
 from experiments.run import machine, pasteable
@@ -58,7 +64,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 def main(options: flags.FlagValues) -> None:
     """Entry point."""
     if options.config == "help":
-        print_lines(config_flags.help_text())
+        print_lines(config_help.help_text())
         return
     survive_closed_pipes()
     config = _forked(options) if options.fork_from else config_flags.chosen_config(options)

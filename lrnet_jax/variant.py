@@ -27,8 +27,9 @@ class Variant:
         Variant(**json.loads(json.dumps(dataclasses.asdict(variant)))) == variant
 
     Attributes:
-      block: "bottleneck" (CT to the width, operator, CT to the stage's channels) or "basic" (two
-        operators at the width: CT, operator, CT, operator, CT; convolutions need no CTs).
+      block: kind of the residual blocks: "bottleneck" (CT to the width, operator, CT to the
+        stage's channels) or "basic" (two operators at the width: CT, operator, CT, operator, CT;
+        convolutions need no CTs).
       depths: number of blocks of each stage, any number of stages.
       operator: spatial layer of the blocks: "local_relation", "convolution", "depthwise" or
         "non_local".
@@ -36,8 +37,8 @@ class Variant:
       stage_channels: channels of the residual stream, one number for each stage, or that of the
         first stage, which doubles with each stage. None is 256 for bottleneck and 64 for basic
         blocks.
-      stem: "local_relation" (CT, local relation) or "convolution".
-      stem_strides: of the stem's spatial layer. Small images need 1.
+      stem: first layer: "local_relation" (CT, local relation) or "convolution".
+      stem_strides: stride of the stem's spatial layer. Small images need 1.
       stem_pool: whether a 3x3 max pool of stride 2 follows. Small images need False.
       stem_channels: channels of the stem.
       stem_kernel_size: odd kernel size of the stem.
@@ -46,25 +47,28 @@ class Variant:
       kernel_size: odd kernel size of the blocks' operators.
       channels_per_group: m, how many channels share a weight, or -1 for all (one group per layer).
       query_key_dim: D, the length of query and key vectors.
-      similarity: "squared_difference", "absolute_difference" or "multiplication" (Eqns. 3 to 5).
+      similarity: how a query and a key are compared: "squared_difference", "absolute_difference" or
+        "multiplication" (Eqns. 3 to 5).
       scale: multiplies the similarity. None is the paper's: 1, or 1 / sqrt(D) for multiplication.
-      normalization: "softmax" or "none".
+      normalization: how the weights of a window are normalised: "softmax" or "none".
       prior: geometric prior: "network", "table" (the paper's G*) or "none" (its NG).
       prior_hidden: hidden width of the prior networks, None for each layer's number of groups.
       prior_stddev: standard deviation of their initial output weights. With 0.01 a prior starts
         almost flat, as a box blur. With 1 each group starts with a different window, which learns
         faster in short runs.
-      scope: of the blocks' local relations: "local" (the kernel) or "full" (the whole image).
-      full_image_pool: for "full" and for non-local layers, how much coarser keys and values are
-        than the output, per side, one number for each stage.
+      scope: what a local relation of the blocks sees: "local" (the kernel) or "full" (the whole
+        image).
+      full_image_pool: how much coarser keys and values are than the output, per side, one number
+        for each stage. Only scope "full" and non-local layers need it.
       image_size: side of the input images in pixels. Only scope "full" needs it, for prior tables,
         and to fold prior networks into tables.
       non_local_blocks: whether a non-local block follows every residual block.
       zero_gamma: whether the last batch normalisation of each block starts at 0.
       batch_norm_images: images that share batch statistics, None for all images of a device.
       batch_norm_axis: name of a device axis to take batch statistics over.
-      dtype: of activations, "float32" or "bfloat16". Parameters and statistics are float32.
-      implementation: of `pallas_kernels.local_relation`, None for the fastest that runs.
+      dtype: type of the activations. Parameters and statistics are float32.
+      implementation: which one of `pallas_kernels.local_relation` computes, None for the fastest
+        that runs.
       in_channels: channels of the images.
       remat: what the backward pass computes again instead of keeping it: "none", "stem" (stem and
         pool) or "blocks" (those, and what follows cheaply in each block). What is kept is in

@@ -185,8 +185,16 @@ def _help(main: Main, define_flags: DefineFlags) -> str:
             lines.append(f"  {name}")
         else:
             lines.append(f"  --[no]{name}" if flag.boolean else f"  --{name}=VALUE")
-        lines.append(textwrap.indent(textwrap.fill(f"{flag.help}{default}", 90), " " * 6))
+        text, repeated, _ = (flag.help or "").partition(";\n    repeat this option")  # absl's words
+        lines.append(paragraph(text + default + "; may be given several times" * bool(repeated)))
     return "\n".join(lines)
+
+
+def paragraph(text: str, first: int = 6) -> str:
+    """What is said of a flag, below it; the first line may be further left."""
+    return textwrap.fill(
+        text, 96, initial_indent=" " * first, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
 
 
 def _quieten_libraries() -> None:

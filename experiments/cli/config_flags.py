@@ -6,7 +6,7 @@ from absl import flags
 
 from experiments.cli.command_line import FIELD_FLAG
 from experiments.config import Config, ConfigError
-from experiments.run.overrides import describe, override_all
+from experiments.run.overrides import override_all
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -48,8 +48,13 @@ def chosen_recipe(options: flags.FlagValues) -> Config:
     if name is None:
         raise ConfigError("--config=NAME is missing; --config=help lists the recipes")
     if name not in RECIPES:
-        near = difflib.get_close_matches(name, RECIPES, n=1)
-        hint = f"did you mean {near[0]}?" if near else "--config=help lists them"
+        near = difflib.get_close_matches(name, RECIPES, n=3)
+        plain = [recipe for recipe in RECIPES if "/" not in recipe]
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"recipes are {', '.join(plain)}, and those that --config=help lists"
+        )
         raise ConfigError(f"no recipe is named {name!r}; {hint}")
     return RECIPES[name]
 
@@ -69,19 +74,3 @@ def chosen_changes(options: flags.FlagValues) -> list[tuple[str, str]]:
             )
         changes[path] = text
     return list(changes.items())
-
-
-def help_text() -> str:
-    """Lists the recipes, and the fields with the values of lrnet50."""
-    from experiments.recipes import RECIPES
-
-    lines = ["recipes (--config=NAME):"]
-    group = None
-    for name, config in RECIPES.items():
-        if name.partition("/")[1] and name.partition("/")[0] != group:
-            group = name.partition("/")[0]
-            table = group.removeprefix("table")
-            lines.append(f" rows of the paper's Table {table}:" if table != group else f" {group}:")
-        lines.append(f"  {name:26s} {config.network} on {config.data.name}")
-    lines.append(f"\nfields, with the values of lrnet50:\n{describe(RECIPES['lrnet50'])}")
-    return "\n".join(lines)

@@ -120,7 +120,7 @@ class Optim:
     """The optimiser; the defaults are the paper's SGD with momentum (section 4.1).
 
     Attributes:
-      name: "sgd", "adamw" or "lamb".
+      name: rule by which gradients change the weights.
       learning_rate: rate after the warm-up, for the whole batch. It is not scaled with the batch
         size: 0.4 is for 1024 images, use 0.1 for 256.
       momentum: momentum of sgd.
@@ -137,9 +137,9 @@ class Optim:
       layer_decay: factor of the learning rate from each block to the one below it; 1 for none.
       label_smoothing: share of the target that all classes get alike.
       warmup_epochs: length of the linear rise from 0.
-      decay: "steps" or "cosine".
+      decay: how the rate falls after the warm-up: at the boundaries, or along half a cosine to 0.
       boundaries: epochs at which "steps" multiplies the rate by decay_factor.
-      decay_factor: see boundaries.
+      decay_factor: what the rate is multiplied by at each of the boundaries.
     """
 
     name: OptimizerName = "sgd"
@@ -224,10 +224,9 @@ class Train:
         0 for none. 0.9999 averages over some 10,000 steps.
       drop_path: probability that an image skips the last residual block in training; it falls
         linearly to the first block. 0 for none.
-      parallel: how a step runs on several devices, "pmap" or "shard_map". The numbers are the same
-        but for rounding.
-      precision: of products of float32 arrays on a GPU, "float32" or "tf32", which is faster and
-        keeps 11 bits of each factor.
+      parallel: how a step runs on several devices. The numbers are the same but for rounding.
+      precision: precision of products of float32 arrays on a GPU. tf32 is faster and keeps 11 bits
+        of each factor.
       log_every: steps between fetches of the metrics from the device. Every step is logged, but
         the values are fetched only once in so many steps.
       checkpoint_every: steps between checkpoints, besides the one at the end.

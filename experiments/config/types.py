@@ -7,6 +7,7 @@ from typing import Any, Literal
 from experiments.config.sections import ConfigError
 
 _PLAIN = {str: "a text", bool: "true or false", int: "a whole number", float: "a number"}
+_MANY = {str: "texts", int: "whole numbers", float: "numbers"}
 
 
 def check_record(kind: Any, record: Any, prefix: str = "", *, values: bool = True) -> None:
@@ -30,7 +31,7 @@ def check_record(kind: Any, record: Any, prefix: str = "", *, values: bool = Tru
         if name not in hints:
             raise ConfigError(f"there is no field {prefix}{name}")
         if values and not _fits(value, hints[name]):
-            raise ConfigError(f"{prefix}{name} must be {_describe(hints[name])}, got {value!r}")
+            raise ConfigError(f"{prefix}{name} must be {describe_type(hints[name])}, got {value!r}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -50,12 +51,19 @@ def _fits(value: Any, hint: Any) -> bool:
     return hint is not bool or isinstance(value, bool)
 
 
-def _describe(hint: Any) -> str:
+def describe_type(hint: Any, *, none: str = "null", items: str = "a list of {}") -> str:
+    """The values of a type hint in words, such as "a whole number or null".
+
+    Args:
+      hint: of a field.
+      none: how None is written.
+      items: how the items of a tuple, {}, are written.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(map(_describe, arguments))
+        return " or ".join(describe_type(kind, none=none, items=items) for kind in arguments)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin is tuple:
-        return "a list"
-    return "null" if hint is types.NoneType else _PLAIN.get(hint, str(hint))
+        return items.format(_MANY[arguments[0]])
+    return none if hint is types.NoneType else _PLAIN.get(hint, str(hint))

@@ -129,7 +129,7 @@ def test_a_config_file_that_is_none(tmp_path, text):
         ("data.flip", "yes", "data.flip must be true or false, got 'yes'"),
         ("data.image_size", 2.5, "data.image_size must be a whole number or null, got 2.5"),
         ("optim.decay", "linear", "optim.decay must be one of steps, cosine, got 'linear'"),
-        ("optim.boundaries", [1, "x"], "optim.boundaries must be a list, got [1, 'x']"),
+        ("optim.boundaries", [1, "x"], "optim.boundaries must be a list of numbers, got [1, 'x']"),
         ("model.kernel_size", 4, "kernel_size must be odd, got 4"),
         ("model.in_channels", 1, "in_channels 1 does not fit the images of data sets, which are"),
     ],

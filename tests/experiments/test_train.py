@@ -12,11 +12,13 @@ import pytest
 
 import lrnet_jax
 from experiments import config as configs
+from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.evaluate import evaluate_checkpoint, open_checkpoint
 from experiments.recipes import RECIPES
+from experiments.run import opening
 from experiments.run.results import FILE as RESULT
-from experiments.train import train
+from experiments.train import define_flags, train
 from lrnet_jax.data import fashion_mnist_subset
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.metric_writers import METRICS
@@ -164,7 +166,7 @@ def call(module, *arguments):
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("train", ["--config=quikstart"], "did you mean quickstart?"),
+        ("train", ["--config=quikstart"], "did you mean quickstart or quickstart_conv?"),
         ("train", ["--config=quickstart", "--config.optim.lr=1"], "no field config.optim.lr"),
         ("train", ["--config=quickstart", "--wrkdir=x"], "Did you mean: workdir"),
         ("evaluate", ["--checkpoint=nowhere"], "nowhere is not a directory"),
@@ -211,8 +213,41 @@ def test_imagenet_that_is_not_here(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_help_lists_recipes_and_fields():
-    done = call("train", "--config=help")
-    assert done.returncode == 0
-    for text in (*RECIPES, "--config.optim.learning_rate=0.4", "--config.model.kernel_size=7"):
-        assert text in done.stdout
+@pytest.mark.parametrize("flag", ["--help", "--config=help"])
+def test_help_is_printed(flag):
+    done = call("train", flag)
+    assert (done.returncode, done.stderr) == (0, "")
+    expected = {
+        "--help": [f"  --{name}" for name in command_line.parse([], define_flags)],
+        "--config=help": [*RECIPES, "--config.optim.learning_rate=0.4"],
+    }
+    for text in expected[flag]:
+        assert text.replace("--distributed", "--[no]distributed") in done.stdout
+
+
+@pytest.mark.parametrize("flag", ["--help", "--config=help"])
+def test_help_into_head(flag):
+    program = f"{sys.executable} -m experiments.train {flag} | head -1; echo ${{PIPESTATUS[@]}}"
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    assert done.stdout.endswith("\n0 0\n")
+
+
+def test_a_run_prints_what_differs_from_its_recipe(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(opening.Session, "batches", lambda self: iter(()))
+    with pytest.raises(StopIteration):
+        train(tiny(seed="3"), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    first = lines.index(
+        f"recipe quickstart with 14 fields changed; all fields are in {tmp_path}/run/config.json"
+    )
+    assert lines[first + 1 : first + 15] == [
+        f"  --config.{path}={text}"
+        for path, text in {
+            "model.depths": 1, "model.width": 4, "model.stage_channels": 8,
+            "model.stem_channels": 4, "model.kernel_size": 3,
+            "model.implementation": "reference", "seed": 3, "train.batch_size": 8,
+            "train.eval_batch_size": 600, "train.epochs": 0.0064, "train.eval_every_epochs": 0.0,
+            "train.ema_decay": 0.7, "train.log_every": 3, "train.checkpoint_every": 4,
+        }.items()
+    ]  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 import lrnet_jax
 from experiments.config import ConfigError
 from experiments.recipes import RECIPES
-from experiments.run.overrides import override, override_all
+from experiments.run.overrides import describe_changes, override, override_all
 
 QUICK = RECIPES["quickstart"]
 
@@ -119,3 +119,15 @@ def test_another_network_keeps_the_recipes_own_changes():
     assert config.model == dataclasses.replace(
         lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64
     )
+
+
+def test_what_differs_is_listed_as_it_would_be_typed():
+    config = override_all(QUICK, [("optim.clip_norm", "1"), ("train.epochs", "3")])
+    assert describe_changes(QUICK, QUICK) == []
+    assert describe_changes(config, QUICK) == [
+        "  --config.optim.clip_norm=1.0", "  --config.train.epochs=3.0",
+    ]  # fmt: skip
+    config = override_all(QUICK, [("network", "resnet_small"), ("model.width", "12")])
+    assert describe_changes(config, QUICK) == [
+        "  --config.network=resnet_small", "  --config.model.width=12",
+    ]  # fmt: skip
