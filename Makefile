@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-flax test-interpreted test-prepare test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-flax test-interpreted test-prepare test-onnx test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -39,6 +39,7 @@ help:
 	@echo "make emulate      execute compiled GPU kernels on the CPU; needs ptxsim in the folder PTXSIM=..."
 	@echo "make sanitize     the C++ implementation under AddressSanitizer and ThreadSanitizer (minutes)"
 	@echo "make test-prepare ImageNet from miniature tars to an evaluation, with TensorFlow in its own environment"
+	@echo "make test-onnx    the export to ONNX, with its converter and onnxruntime"
 	@echo "make test-wheel   the library's wheel alone, with its own dependencies only"
 	@echo "make wheel        wheels with the C++ implementation, for this platform, and without, for all"
 	@echo "make inspect      NVIDIA's compiler, to look at the GPU kernels without a GPU"
@@ -166,6 +167,16 @@ $(VENV)-prepare/.installed: requirements.lock pyproject.toml
 	$(VENV)-prepare/bin/python $(PIP) --no-build-isolation -e '.[prepare]'
 	@touch $@
 
+# Few packages, beside those of the environment. Without them the tests are skipped, so they are
+# imported first.
+ONNX := $(VENV)/.onnx
+$(ONNX): $(READY) requirements-onnx.lock
+	$(PY) $(PIP) --no-deps --require-hashes -r requirements-onnx.lock
+	@touch $@
+test-onnx: $(ONNX)
+	$(PY) -c 'import jax2onnx, onnxruntime'
+	$(PY) -m pytest tests/experiments/run/test_onnx_file.py
+
 CHAOS_KILLS ?= 20
 chaos: $(READY)
 	CHAOS_KILLS=$(CHAOS_KILLS) $(PY) -m pytest -s -m "slow or not slow" tests/experiments/test_kills.py tests/lrnet_jax/training/test_damage.py tests/experiments/run/test_workdir.py tests/experiments/test_interruptions.py tests/experiments/test_replay.py
@@ -189,13 +200,17 @@ format: $(READY)
 	$(PY) -m ruff check --fix .
 
 # uv is not part of the environment: python -m pip install uv
-RESOLVE := uv pip compile --quiet --universal --python-version=3.11 --no-annotate --no-header --generate-hashes --extra train --extra dev pyproject.toml
+COMPILE := uv pip compile --quiet --universal --python-version=3.11 --no-annotate --no-header --generate-hashes
+RESOLVE := $(COMPILE) --extra train --extra dev pyproject.toml
 lock:
 	$(RESOLVE) -o requirements.lock
 	cp requirements.lock requirements-docs.lock  # the same versions, and more
 	$(RESOLVE) --extra docs -o requirements-docs.lock
 	$(RESOLVE) --extra cuda12 -o requirements-cuda12.lock
 	$(RESOLVE) --extra cuda13 -o requirements-cuda13.lock
+	$(RESOLVE) --extra onnx --constraint=requirements.lock \
+	  $$(sed -n 's/^\([a-zA-Z0-9_.-]*\)==.*/--no-emit-package=\1/p' requirements.lock | sort -u) > requirements-onnx.lock
+	$(COMPILE) --no-deps --group=converter >> requirements-onnx.lock
 
 # The library alone: the wheel and its dependencies in an environment of their own, of the versions
 # that the environment of the checkout has.

@@ -25,8 +25,12 @@ torchvision and timm. `experiments.import_weights` reads it.
 
     python -m experiments.export --run=runs/resnet50 --out=exports/resnet50 --format=onnx
 
-writes network.onnx instead, which onnxruntime runs, and compares it with the network. It needs the
-extra `onnx`, and half a minute for a small network.
+writes network.onnx instead, which onnxruntime runs, and compares it with the network. It needs
+
+    python -m pip install -e '.[onnx]'
+    python -m pip install --no-deps 'jax2onnx>=0.17,<0.18'
+
+The converter is installed alone, because it asks for an older Orbax, which it does not use here.
 """
 
 from absl import flags

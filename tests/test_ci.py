@@ -22,7 +22,7 @@ esac
 """
 FULL = [
     "env", "lint", "test", "test-isa ISA=SSE4_2", "test-slow", "docs", "sanitize PROBLEMS=100",
-    "test-flax", "test-prepare", "test-wheel", "test-compiled PTXSIM=../shared",
+    "test-flax", "test-prepare", "test-onnx", "test-wheel", "test-compiled PTXSIM=../shared",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ The operator is written as the reference has it, which unfolds the windows. Opse
 
 import logging
 import pathlib
+import shlex
 import warnings
 from typing import Any
 
@@ -29,6 +30,7 @@ from pallas_kernels.platform_switch import without_switch
 
 FILE = "network.onnx"
 OPSET = 23
+CONVERTER = "jax2onnx>=0.17,<0.18"
 BATCHES = (1, 3)  # sizes at which the file is compared
 USAGE = """\
 With onnxruntime (`pip install onnxruntime pillow`), in this folder:
@@ -141,4 +143,6 @@ def _require() -> None:
         import jax2onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"{error}; {pasteable.install('onnx')}") from error
+        # It wants an orbax-checkpoint before ours, which it does not use.
+        converter = f"{pasteable.python()} -m pip install --no-deps {shlex.quote(CONVERTER)}"
+        raise ConfigError(f"{error}; {pasteable.install('onnx')} && {converter}") from error

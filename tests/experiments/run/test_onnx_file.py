@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from experiments import export
 from experiments.cli import command_line
 from experiments.config import ConfigError
 from experiments.run import onnx_file
+from experiments.run.pasteable import ROOT
 from lrnet_jax.functional import split
 from lrnet_jax.training.checkpoint_saver import write_model
 from tests.experiments.tiny_run import tiny
@@ -75,8 +77,16 @@ def test_a_file_and_how_it_is_used(run, tmp_path, capsys, monkeypatch):
 
 def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "jax2onnx", None)
-    with pytest.raises(ConfigError, match=r"jax2onnx.*pip install -e .*\[onnx\]"):
+    with pytest.raises(ConfigError, match=r"jax2onnx.*pip install -e .*\[onnx\].* --no-deps 'jax2"):
         main(f"--run={run}", f"--out={tmp_path / 'out'}", "--format=onnx")
     with pytest.raises(ConfigError, match="--implementation=xla is of a module, not of onnx"):
         main(f"--run={run}", f"--out={tmp_path}/o", "--format=onnx", "--implementation=xla")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_converter_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert [onnx_file.CONVERTER] == project["dependency-groups"]["converter"]
+    locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements-onnx.lock").read_text(), re.MULTILINE)
+    assert {"jax2onnx", "onnx", "onnx-ir", "onnxruntime"} <= set(locked)
+    assert f"--no-deps '{onnx_file.CONVERTER}'" in export.__doc__
