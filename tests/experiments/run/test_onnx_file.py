@@ -86,7 +86,7 @@ def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
 
 def test_the_converter_is_that_of_the_project():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert [onnx_file.CONVERTER] == project["dependency-groups"]["converter"]
+    assert project["dependency-groups"]["converter"] == [onnx_file.CONVERTER]
     locked = re.findall(r"^([\w-]+)==", (ROOT / "requirements-onnx.lock").read_text(), re.MULTILINE)
     assert {"jax2onnx", "onnx", "onnx-ir", "onnxruntime"} <= set(locked)
     assert f"--no-deps '{onnx_file.CONVERTER}'" in export.__doc__
