@@ -53,7 +53,7 @@ from experiments.run.evaluated import Checkpoint, open_checkpoint
 from experiments.run.inputs import eval_batches
 from experiments.run.new_folder import check_new
 from experiments.run.outcomes import Outcomes, collect, image_name, network_classes
-from experiments.run.real_labels import image_numbers, read_labels, score
+from experiments.run.real_labels import RealScore, image_numbers, read_labels, score
 from experiments.run.results import describe_result
 from experiments.run.scores import AttackedScores, Scores
 from lrnet_jax.training import steps
@@ -172,26 +172,30 @@ def evaluate_images(
         outcomes = collect(checkpoint, on_batch)
     scores = outcomes.scores(checkpoint.step)
     print(describe_result(scores), flush=True)
-    record = dataclasses.asdict(scores)
+    record, real = dataclasses.asdict(scores), None
     if labels is not None:
         predicted = network_classes(checkpoint, outcomes.predicted)
         real = score(labels, numbers, predicted)
         print(f"ReaL: top-1 {real.real_top1:.2f} % on {real.real_count} images with labels")
         record |= real._asdict()
     if folder is not None:
-        record |= write_outcomes(checkpoint, path, folder, outcomes)
+        record |= write_outcomes(checkpoint, path, folder, outcomes, real)
     return record
 
 
 def write_outcomes(
-    checkpoint: Checkpoint, path: str, folder: pathlib.Path, outcomes: Outcomes
+    checkpoint: Checkpoint,
+    path: str,
+    folder: pathlib.Path,
+    outcomes: Outcomes,
+    real: RealScore | None,
 ) -> dict[str, Any]:
     """Writes the report, and returns its numbers of all images as JSON types."""
     split = checkpoint.config.data.eval_split
     images = f"{checkpoint.config.data.name}{f', {split}' if split else ''}"
     title = f"{checkpoint.config.network} of {path} on {images}"
     name = functools.partial(image_name, checkpoint)
-    report = make_report(title, checkpoint.notes, checkpoint.step, outcomes, name)
+    report = make_report(title, checkpoint.notes, checkpoint.step, outcomes, name, real)
     write_report(folder, report)
     error = report.calibration.error
     print(f"expected calibration error {100 * error:.2f} %\nwrote {folder / PAGE}", flush=True)

@@ -26,6 +26,7 @@ from experiments.report.page import (
 from experiments.report.table import Table
 from experiments.run.new_folder import new_folder
 from experiments.run.outcomes import Mistake, Outcomes
+from experiments.run.real_labels import RealScore
 from experiments.run.results import describe_result
 from experiments.run.scores import Scores
 from lrnet_jax.training.metrics import (
@@ -57,6 +58,7 @@ class Report(NamedTuple):
       by_class: scores of each class.
       calibration: of the confidence.
       image_name: names an image by its place in the split.
+      real: the score on reassessed labels, None without them.
     """
 
     title: str
@@ -67,6 +69,7 @@ class Report(NamedTuple):
     by_class: ClassScores
     calibration: Calibration
     image_name: Callable[[int], str]
+    real: RealScore | None
 
     def summary(self) -> dict[str, Any]:
         """The numbers of all images as JSON types. Means over classes leave out those without."""
@@ -74,7 +77,8 @@ class Report(NamedTuple):
             f"mean_{name}": float(np.nanmean(getattr(self.by_class, name)))
             for name in ("precision", "recall", "f1")
         }
-        return {**means, "calibration_error": self.calibration.error}
+        real = {} if self.real is None else self.real._asdict()
+        return {**means, "calibration_error": self.calibration.error, **real}
 
 
 def make_report(
@@ -83,6 +87,7 @@ def make_report(
     step: int,
     outcomes: Outcomes,
     image_name: Callable[[int], str],
+    real: RealScore | None = None,
 ) -> Report:
     """Computes what is reported; see `Report`."""
     matrix = confusion(outcomes.label, outcomes.predicted, len(outcomes.classes))
@@ -95,6 +100,7 @@ def make_report(
         class_scores(matrix),
         calibration(outcomes.confidence, outcomes.right),
         image_name,
+        real,
     )
 
 
@@ -152,7 +158,7 @@ def _write_page(page: Page, report: Report, figures: dict[str, Any]) -> None:
 
 def _summary_table(report: Report) -> Table:
     scores, summary = report.scores, report.summary()
-    rows = (
+    rows = [
         ("images", f"{scores.count}"),
         ("top-1", f"{scores.top1:.2f} %"),
         ("top-5", f"{scores.top5:.2f} %"),
@@ -161,8 +167,11 @@ def _summary_table(report: Report) -> Table:
         ("mean recall of the classes", percent(summary["mean_recall"])),
         ("mean F1 of the classes", percent(summary["mean_f1"])),
         ("expected calibration error (15 bins)", percent(summary["calibration_error"])),
-    )
-    return Table(("all images", ""), rows)
+    ]
+    if report.real is not None:
+        top1, count = report.real
+        rows.append(("top-1 on reassessed labels (ReaL)", f"{top1:.2f} % of {count} images"))
+    return Table(("all images", ""), tuple(rows))
 
 
 def class_table(

@@ -279,11 +279,15 @@ def test_reassessed_labels(run, images, tmp_path, capsys):
     ]
     file = tmp_path / "real.json"
     file.write_text(json.dumps(real))
-    call(workdir, *typed, f"--real_labels={file}")
+    call(workdir, *typed, f"--real_labels={file}", f"--report={tmp_path / 'report'}")
     printed = capsys.readouterr().out
     assert "ReaL: top-1 50.00 % on 10 images with labels" in printed
     record = json.loads(printed.splitlines()[-1])
     assert (record["count"], record["real_top1"], record["real_count"]) == (21, 50.0, 10)
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "top-1 on reassessed labels (ReaL)" in page
+    assert "50.00 % of 10 images" in page
+    assert json.loads((tmp_path / "report" / "summary.json").read_text())["real_count"] == 10
     file.write_text(json.dumps(real[:20]))
     with pytest.raises(ConfigError, match="labels of 20 images, and number 21 is evaluated"):
         call(workdir, *typed, f"--real_labels={file}")
