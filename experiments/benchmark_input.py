@@ -1,14 +1,15 @@
 """Measures how many images a second the input pipeline delivers, and what they cost.
 
     python -m experiments.benchmark_input [--data=imagenet2012 --data_dir=DIR] [--rate=2500]
+    python -m experiments.benchmark_input --data=folder [--data_dir=DIR]
     python -m experiments.benchmark_input --memory [--batches=20000]
 
 Without --data the command writes a file of its own, with photographs of the mean size and weight of
-ImageNet's. Each pipeline (see `bench/input_pipelines.py`) runs in a process of its own. They take
-turns, one round each. A round lasts from idle with full buffers to idle with full buffers, and the
-CPU seconds of all processes and threads of the pipeline count. Images per second depend on what
-else the machine does, so trust images per CPU second. torchvision and tf.data take part where they
-are installed.
+ImageNet's, and with --data=folder alone a folder of these. Each pipeline (see
+`bench/input_pipelines.py`) runs in a process of its own. They take turns, one round each. A round
+lasts from idle with full buffers to idle with full buffers, and the CPU seconds of all processes
+and threads of the pipeline count. Images per second depend on what else the machine does, so trust
+images per CPU second. torchvision and tf.data take part where they are installed.
 
 --memory runs this package's pipeline alone, and prints the memory of all its processes.
 """
@@ -28,7 +29,7 @@ from experiments.bench.input_files import open_split
 from experiments.bench.input_rates import measure_rates, memory_curve, rate_table
 from experiments.cli import command_line
 from experiments.config import ConfigError
-from lrnet_jax.data.prepared import Split
+from lrnet_jax.data.examples import Examples
 
 ROUND_BATCHES, MEMORY_BATCHES = 20, 20_000
 
@@ -36,12 +37,15 @@ ROUND_BATCHES, MEMORY_BATCHES = 20, 20_000
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string(
-        "data", None, "A prepared data set; photographs of this package by default.",
+        "data", None,
+        "A prepared data set, or folder for a folder of images; photographs of this package by "
+        "default.",
         flag_values=flag_values,
     )  # fmt: skip
     flags.DEFINE_string(
-        "data_dir", None, "Folder of the prepared data sets.", flag_values=flag_values
-    )
+        "data_dir", None, "Folder of the prepared data sets, or of the images.",
+        flag_values=flag_values,
+    )  # fmt: skip
     flags.DEFINE_list(
         "pipelines", None, "Pipelines to run; all that are installed by default.",
         flag_values=flag_values,
@@ -125,7 +129,7 @@ def chosen_rates(texts: Sequence[str]) -> list[int]:
     return list(map(int, texts))
 
 
-def runnable(names: Sequence[str], split: Split) -> list[str]:
+def runnable(names: Sequence[str], split: Examples) -> list[str]:
     """The pipelines that can run here; prints why others are left out."""
     reasons = {name: input_pipelines.left_out(name, split) for name in names}
     for name, reason in reasons.items():

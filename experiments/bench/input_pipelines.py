@@ -14,20 +14,21 @@ import numpy as np
 from PIL import Image
 
 from lrnet_jax.data import decode
+from lrnet_jax.data.examples import Examples
 from lrnet_jax.data.on_disk import OnDiskDataset
 from lrnet_jax.data.prepared import Split
 
 SIZE = 224
 # (split, batch_size, workers) -> batches
-Pipeline = Callable[[Split, int, int], Generator[Any, None, None]]
+Pipeline = Callable[[Examples, int, int], Generator[Any, None, None]]
 
 
-def lrnet_jax(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
+def lrnet_jax(split: Examples, batch_size: int, workers: int) -> Generator[Any, None, None]:
     """Reads as `experiments.train` does."""
     yield from _dataset(split, workers).train_batches(batch_size, seed=0)
 
 
-def _dataset(split: Split, workers: int) -> OnDiskDataset:
+def _dataset(split: Examples, workers: int) -> OnDiskDataset:
     """A split as a data set."""
     return OnDiskDataset(
         name="benchmark",
@@ -40,13 +41,13 @@ def _dataset(split: Split, workers: int) -> OnDiskDataset:
     )
 
 
-def grain_pillow(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
+def grain_pillow(split: Examples, batch_size: int, workers: int) -> Generator[Any, None, None]:
     """Grain and Pillow in their plainest form."""
     import grain
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # grain reads a flag
-    images = grain.MapDataset.range(len(split.records)).shuffle(seed=0).repeat()
+    images = grain.MapDataset.range(len(split)).shuffle(seed=0).repeat()
     # By default each worker reads 500 batches ahead and would not become idle.
     ahead = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     batches: grain.IterDataset = images.map(_Crop(split)).batch(batch_size).to_iter_dataset(ahead)
@@ -58,7 +59,7 @@ def grain_pillow(split: Split, batch_size: int, workers: int) -> Generator[Any, 
 
 
 class _Crop:
-    def __init__(self, split: Split) -> None:
+    def __init__(self, split: Examples) -> None:
         self.split = split
 
     def __call__(self, index: int) -> dict[str, Any]:
@@ -73,7 +74,7 @@ class _Crop:
         return {"image": np.asarray(crop), "label": example.label}
 
 
-def torchvision(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
+def torchvision(split: Examples, batch_size: int, workers: int) -> Generator[Any, None, None]:
     """Torchvision's transforms on Pillow images in PyTorch's DataLoader."""
     import torch
     from torchvision.transforms import InterpolationMode, v2
@@ -87,7 +88,7 @@ def torchvision(split: Split, batch_size: int, workers: int) -> Generator[Any, N
 
     class Images(torch.utils.data.Dataset):
         def __len__(self) -> int:
-            return len(split.records)
+            return len(split)
 
         def __getitem__(self, index: int) -> Any:
             example = split.example(index)
@@ -102,20 +103,22 @@ def torchvision(split: Split, batch_size: int, workers: int) -> Generator[Any, N
         yield from loader
 
 
-def tf_data(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
+def tf_data(split: Examples, batch_size: int, workers: int) -> Generator[Any, None, None]:
     """tf.data, which decodes only the crop; its usual resampling does not widen the filter."""
     yield from _tf_data(split, batch_size, workers, antialias=False)
 
 
-def tf_data_antialias(split: Split, batch_size: int, workers: int) -> Generator[Any, None, None]:
+def tf_data_antialias(split: Examples, batch_size: int, workers: int) -> Generator[Any, None, None]:
     """tf.data with the resampling of all other pipelines."""
     yield from _tf_data(split, batch_size, workers, antialias=True)
 
 
 def _tf_data(
-    split: Split, batch_size: int, workers: int, *, antialias: bool
+    split: Examples, batch_size: int, workers: int, *, antialias: bool
 ) -> Generator[Any, None, None]:
     import tensorflow as tf
+
+    assert isinstance(split, Split)  # `left_out`
 
     def load(record: Any) -> Any:
         features = tf.io.parse_single_example(
@@ -160,11 +163,13 @@ PIPELINES: dict[str, Pipeline] = {
 NEEDS = {"torchvision": "torchvision", "tf_data": "tensorflow", "tf_data_antialias": "tensorflow"}
 
 
-def left_out(name: str, split: Split) -> str | None:
+def left_out(name: str, split: Examples) -> str | None:
     """Why a pipeline cannot run on these files here, or None."""
     needs = NEEDS.get(name)
     if needs is not None and importlib.util.find_spec(needs) is None:
         return f"{needs} is not installed"
-    if needs == "tensorflow" and not all("tfrecord" in path for path in split.records.paths):
-        return "TensorFlow reads TFRecord files only"
+    if needs == "tensorflow" and not (
+        isinstance(split, Split) and all("tfrecord" in path for path in split.records.paths)
+    ):
+        return "this one reads TFRecord files only"
     return None

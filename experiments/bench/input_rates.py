@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from experiments.bench import input_pipelines
 from experiments.bench.process_use import cpu_seconds, memory_bytes, wait_until_idle
 from experiments.report.table import Table
-from lrnet_jax.data.prepared import Split
+from lrnet_jax.data.examples import Examples
 
 _POINTS = 20  # of the memory curve
 
@@ -32,7 +32,13 @@ class Rates(NamedTuple):
 
 
 def measure_rates(
-    split: Split, names: Sequence[str], *, batch_size: int, workers: int, batches: int, rounds: int
+    split: Examples,
+    names: Sequence[str],
+    *,
+    batch_size: int,
+    workers: int,
+    batches: int,
+    rounds: int,
 ) -> list[Rates]:
     """Measures pipelines in turn, a round of each at a time.
 
@@ -68,7 +74,9 @@ def measure_rates(
     ]
 
 
-def _serve(connection: Connection, name: str, split: Split, batch_size: int, workers: int) -> None:
+def _serve(
+    connection: Connection, name: str, split: Examples, batch_size: int, workers: int
+) -> None:
     """Runs one pipeline: receives a number of batches, takes them, sends (seconds, CPU seconds)."""
     batches = input_pipelines.PIPELINES[name](split, batch_size, workers)
     for _ in range(2 * workers + 2):
@@ -118,7 +126,7 @@ class MemoryPoint(NamedTuple):
 
 
 def memory_curve(
-    split: Split, *, batch_size: int, workers: int, batches: int
+    split: Examples, *, batch_size: int, workers: int, batches: int
 ) -> Iterator[MemoryPoint]:
     """Memory of this package's pipeline at 20 points, each a twentieth of the batches later."""
     every = max(1, batches // _POINTS)

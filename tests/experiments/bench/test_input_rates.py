@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.bench import input_pipelines, process_use
-from experiments.bench.input_files import write_photographs
+from experiments.bench.input_files import open_split, write_photographs
 from experiments.bench.input_rates import Rates, measure_rates, rate_table
 
 pytestmark = pytest.mark.skipif(not process_use.PROC.exists(), reason="needs /proc")
@@ -14,9 +14,17 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.mark.parametrize("name", ["lrnet_jax", "grain_pillow", "torchvision", "tf_data"])
-def test_a_round_has_plausible_rates(tmp_path, name):
-    split = write_photographs(tmp_path, copies=2)
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("lrnet_jax", None),
+        ("grain_pillow", "folder"),
+        ("torchvision", None),
+        ("tf_data", None),
+    ],
+)
+def test_a_round_has_plausible_rates(tmp_path, name, data):
+    split = open_split(data, None, tmp_path)
     if input_pipelines.left_out(name, split):
         pytest.skip(input_pipelines.left_out(name, split))
     (result,) = measure_rates(split, [name], batch_size=4, workers=1, batches=30, rounds=1)
@@ -24,6 +32,13 @@ def test_a_round_has_plausible_rates(tmp_path, name):
     # A crop takes between a fifth of a millisecond and half a second on any machine.
     assert 2 < result.per_cpu_second[0] < 5000
     assert 2 < result.per_second[0] < 5000
+
+
+def test_tf_data_reads_records_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(input_pipelines.importlib.util, "find_spec", lambda name: name)
+    assert input_pipelines.left_out("tf_data", open_split(None, None, tmp_path)) is None
+    reason = input_pipelines.left_out("tf_data", open_split("folder", None, tmp_path))
+    assert reason == "this one reads TFRecord files only"
 
 
 def test_a_pipeline_that_fails_is_named(tmp_path):
