@@ -3,6 +3,8 @@
     python -m pallas_kernels.tools.instruction_counts [--gpu=h100] [--shape=lrnet50/res2]
         [--dtype=bfloat16] [--batch=128] [--kernels=forward,query,key] [--strip=R]
         [--implementation=jax_triton] [--table] [--plot=FILE]
+    python -m pallas_kernels.tools.instruction_counts --faults --gpu=a100,h100,b200
+        --shape='stem,lrnet*' --dtype=bfloat16,float32
 
 It compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp. "Per tap" is per (pixel, tap, group), and taps outside the image count too. A kernel has
@@ -12,11 +14,13 @@ program of the average needs the exact pass. The bounds are a MODEL from data-sh
 time: the largest says which resource would limit a kernel that did everything else for free.
 
 The exit code is 1 if a kernel spills registers, or uses shared memory or a barrier in a loop over
-taps. It needs `make inspect`: NVIDIA's compiler as wheels, no driver.
+taps. `--faults` looks for these alone, and prints a line for each kernel and their number. It needs
+`make inspect`: NVIDIA's compiler as wheels, no driver.
 """
 
 import argparse
 import importlib.util
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +37,9 @@ from pallas_kernels.tools.cross_compilation import GPUS, Gpu  # noqa: E402
 from pallas_kernels.tools.kernel_programs import KERNELS  # noqa: E402
 from pallas_kernels.tools.kernel_report import PARTS, Report, bounds, report  # noqa: E402
 from pallas_kernels.tools.shapes import Shape, select  # noqa: E402
+
+DTYPES = ("bfloat16", "float16", "float32")
+NOUNS = {"kernels": "kernel", "gpu": "GPU", "dtype": "dtype"}
 
 
 def show(gpu: Gpu, shape: Shape, dtype: Any, name: str, found: Report) -> None:
@@ -119,60 +126,99 @@ def plot(file: str, title: str, reports: dict[str, Report]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
-    options, shapes, kernels = _parse(arguments)
+    options = _parse(arguments)
     reason = cross_compilation.missing()
     if options.implementation == "jax_triton":
         reason = stack.missing() or reason
     if reason:
         print(f"cannot compile for a GPU: {reason}", file=sys.stderr)
         return 2
-    gpu, tile = GPUS[options.gpu], Tile(options.strip) if options.strip else None
-    title, reports = f"{gpu.name}, batch {options.batch}, {options.dtype}", {}
+    if options.faults:
+        return int(_count_faults(options) > 0)
+    faults = [
+        _compare(options, gpu, dtype)
+        for gpu, dtype in itertools.product(options.gpu, options.dtype)
+    ]
+    return int(sum(faults) > 0)
+
+
+def _compare(options: argparse.Namespace, gpu: Gpu, dtype: str) -> int:
+    """Prints, and draws, the kernels for one GPU and dtype; the number of faults."""
+    title, reports = f"{gpu.name}, batch {options.batch}, {dtype}", {}
     if options.table:
         print(f"{title}\n\n{TABLE}")
-    for shape in shapes:
+    for shape in options.shape:
         if not options.table:
             print(f"{shape.name}: {title}")
-        for name in kernels:
-            found = report(gpu, shape, jnp.dtype(options.dtype), name, tile, options.implementation)
+        for name in options.kernels:
+            tile, implementation = _tile(options), options.implementation
+            found = report(gpu, shape, jnp.dtype(dtype), name, tile, implementation)
             reports[f"{shape.name} {name}"] = found
             if options.table:
-                print(row(gpu, shape, options.dtype, name, found), flush=True)
+                print(row(gpu, shape, dtype, name, found), flush=True)
             else:
-                show(gpu, shape, options.dtype, name, found)
+                show(gpu, shape, dtype, name, found)
     if options.plot:
         plot(options.plot, title, reports)
-    return int(any(found.faults for found in reports.values()))
+    return sum(len(found.faults) for found in reports.values())
 
 
-def _parse(
-    arguments: Sequence[str] | None,
-) -> tuple[argparse.Namespace, list[Shape], list[str]]:
-    """The options, with the shapes and kernels that they name."""
+def _tile(options: argparse.Namespace) -> Tile | None:
+    return Tile(options.strip) if options.strip else None
+
+
+def _count_faults(options: argparse.Namespace) -> int:
+    """Prints a line for each kernel, and how many have a fault."""
+    kernels = faulty = 0
+    for gpu, dtype, shape, name in itertools.product(
+        options.gpu, options.dtype, options.shape, options.kernels
+    ):
+        found = report(gpu, shape, jnp.dtype(dtype), name, _tile(options), options.implementation)
+        kernels += 1
+        faulty += bool(found.faults)
+        print(
+            f"{gpu.name} {dtype} {shape.name} {name}: {found.kernel.registers} registers, "
+            f"{found.kernel.spills} bytes spilled"
+            + "".join(f"; FAULT: {fault}" for fault in found.faults),
+            flush=True,
+        )
+    print(f"{kernels} kernels of {options.implementation}, {faulty} with a fault")
+    return faulty
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options, with the GPUs, dtypes, shapes and kernels that they name as lists."""
     parser = _parser()
     options = parser.parse_args(arguments)
-    kernels = options.kernels.split(",")
-    unknown = [name for name in kernels if name not in KERNELS]
-    if unknown:
-        parser.error(f"--kernels: no kernel {unknown[0]!r}; there are {', '.join(KERNELS)}")
+    for option, known in (("kernels", KERNELS), ("gpu", tuple(GPUS)), ("dtype", DTYPES)):
+        names = getattr(options, option).split(",")
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            noun, all_names = NOUNS[option], ", ".join(known)
+            parser.error(f"--{option}: no {noun} {unknown[0]!r}; there are {all_names}")
+        setattr(options, option, names)
+    options.gpu = [GPUS[name] for name in options.gpu]
     try:
-        shapes = [shape.with_batch(options.batch) for shape in select(options.shape)]
+        options.shape = [shape.with_batch(options.batch) for shape in select(options.shape)]
     except ValueError as error:
         parser.error(str(error))
+    if options.plot and len(options.gpu) * len(options.dtype) > 1:
+        parser.error("--plot draws one GPU and one dtype; give one of each")
     if options.plot and importlib.util.find_spec("matplotlib") is None:
         parser.error("--plot needs matplotlib; python -m pip install matplotlib")
-    return options, shapes, kernels
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--implementation", default="pallas", choices=("pallas", "jax_triton"))
-    parser.add_argument("--gpu", default="h100", choices=GPUS)
+    parser.add_argument("--gpu", default="h100", help=f"of {', '.join(GPUS)}; with commas")
     parser.add_argument("--shape", default="lrnet50/res2", help="names or patterns, with commas")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float16", "float32"))
+    parser.add_argument("--dtype", default="bfloat16", help=f"of {', '.join(DTYPES)}; with commas")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--kernels", default=",".join(KERNELS))
     parser.add_argument("--strip", type=int, help="pixels per lane, instead of the tile chosen")
+    parser.add_argument("--faults", action="store_true", help="spills and other faults alone")
     parser.add_argument("--table", action="store_true", help="Markdown, a row per kernel")
     parser.add_argument("--plot", metavar="FILE", help="draw what the slots go into (matplotlib)")
     return parser

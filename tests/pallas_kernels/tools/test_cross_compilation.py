@@ -27,6 +27,8 @@ ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
 
 needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
+needs_triton = pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
+
 LISTING = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;
         /*0010*/                   ISETP.GE.AND P0, PT, R2, R3, PT ;
@@ -141,17 +143,26 @@ def test_resident_warps_by_the_shared_memory_of_the_gpu(gpu, blocks):
     assert largest.resident_warps(GPUS[gpu]) == 4
 
 
+SHORT_LIST = [
+    ("h100", "odd/partial_group", "forward"),
+    ("a100", "lrnet50/res5", "query"),
+    ("b200", "lrnet50/res5", "key"),
+]
+
+
 @needs_compiler
-@pytest.mark.parametrize(
-    ("gpu", "name", "kernel"),
-    [
-        ("h100", "odd/partial_group", "forward"),
-        ("a100", "lrnet50/res5", "query"),
-        ("b200", "lrnet50/res5", "key"),
-    ],
-)
+@pytest.mark.parametrize(("gpu", "name", "kernel"), SHORT_LIST)
 def test_no_spills_and_no_shared_memory_between_taps(gpu, name, kernel):
     check_compiled(gpu, name, kernel, "bfloat16")
+
+
+@needs_compiler
+@needs_triton
+@pytest.mark.parametrize(
+    ("gpu", "name", "kernel"), [*SHORT_LIST, ("b200", "lrnet26/res4_stride2", "query")]
+)
+def test_no_spills_of_the_triton_kernels(gpu, name, kernel):
+    check_compiled(gpu, name, kernel, "bfloat16", "jax_triton")
 
 
 # What the kernels are designed to. A key of a strided layer has a quarter of the taps for the same
@@ -178,7 +189,7 @@ MOST_OF_PALLAS = {"a100": 1.03, "h100": 1.03, "b200": 0.85}
 
 
 @needs_compiler
-@pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
+@needs_triton
 @pytest.mark.parametrize("gpu", MOST_OF_PALLAS)
 def test_issue_slots_of_the_triton_kernels(gpu):
     kernels = ",".join(PALLAS_SLOTS)

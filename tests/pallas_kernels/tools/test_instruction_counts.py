@@ -1,5 +1,7 @@
 """The command line that counts instructions, without NVIDIA's compiler."""
 
+import dataclasses
+
 import pytest
 
 from pallas_kernels.pallas.strips import BorderCase
@@ -15,13 +17,38 @@ from pallas_kernels.tools.sass import Code
     [
         ("--kernels=query,kye", "--kernels: no kernel 'kye'; there are forward, query, key\n"),
         ("--shape=lrnet27/*", "no shape matches 'lrnet27/*'; there are stem, "),
+        ("--gpu=h100,v100", "--gpu: no GPU 'v100'; there are a100, h100, b200\n"),
+        ("--dtype=float64", "--dtype: no dtype 'float64'; there are bfloat16, float16, float32\n"),
+        ("--plot=x.svg --gpu=a100,h100", "--plot draws one GPU and one dtype; give one of each\n"),
     ],
 )
 def test_an_unknown_name_is_one_clear_line_and_exit_code_2(argument, message, capsys):
     with pytest.raises(SystemExit) as stop:
-        instruction_counts.main([argument])
+        instruction_counts.main(argument.split())
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("spills", "code"), [(0, 0), (12, 1)])
+def test_faults_are_counted_over_gpus_dtypes_shapes_and_kernels(spills, code, monkeypatch, capsys):
+    asked = []
+
+    def report(gpu, shape, dtype, name, tile, implementation):
+        asked.append((gpu.name, str(dtype), shape.name, name, implementation))
+        kernel = Kernel(name, "", "", grid=1, warps=1, registers=32, spills=0, shared=0)
+        if len(asked) == 3:
+            kernel = dataclasses.replace(kernel, spills=spills)
+        return Report(kernel, Tile(1), Code(""), 1.0, Use([], [], [], 1.0, 1), {})
+
+    monkeypatch.setattr(instruction_counts, "report", report)
+    monkeypatch.setattr(instruction_counts.cross_compilation, "missing", lambda: None)
+    arguments = "--faults --gpu=a100,b200 --dtype=bfloat16,float32 --shape=stem,lrnet50/res5"
+    assert instruction_counts.main([*arguments.split(), "--kernels=query,key"]) == code
+    assert len(set(asked)) == len(asked) == 16
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 17
+    assert ("FAULT: 12 bytes of registers spilled" in lines[2]) == bool(spills)
+    assert lines[-1] == f"16 kernels of pallas, {bool(spills):d} with a fault"
 
 
 def test_a_report_follows_the_paths_of_its_kernel_once(monkeypatch):
