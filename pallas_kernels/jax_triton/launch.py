@@ -83,7 +83,9 @@ def batched(function: Callable[..., Any]) -> Callable[..., Any]:
     return mapped
 
 
-def plan(spec: Spec, inputs: Inputs, tile: Tile, *, by_key: bool = False) -> Plan:
+def plan(
+    spec: Spec, inputs: Inputs, tile: Tile, *, by_key: bool = False, sums_prior: bool = False
+) -> Plan:
     """The plan of a kernel for the GPU at hand."""
     return Plan.of(
         spec,
@@ -93,6 +95,7 @@ def plan(spec: Spec, inputs: Inputs, tile: Tile, *, by_key: bool = False) -> Pla
         lanes=tile.lanes,
         repeats=tile.strips_per_lane,
         pairs=stack.capability() >= PAIRS_FROM,
+        sums_prior=sums_prior,
     )
 
 
@@ -165,7 +168,7 @@ def query_gradients(
     from pallas_kernels.jax_triton.kernels import query as kernels
 
     (query, key, value, prior), out, normalizer = residuals
-    p = plan(spec, residuals.inputs, tile)
+    p = plan(spec, residuals.inputs, tile, sums_prior=prior is not None)
     table = prior_table(p, prior)
     arrays = [query, key, value, query if table is None else table]
     results = [jax.ShapeDtypeStruct(query.shape, query.dtype)]

@@ -5,13 +5,16 @@ they are compiled.
 """
 
 import dataclasses
+import hashlib
 import math
+import pathlib
 
 import numpy as np
 
 from pallas_kernels.spec import Inputs, Spec
 
 LOG2E = 1.0 / math.log(2.0)
+SOURCE = hashlib.sha256(pathlib.Path(__file__).read_bytes()).hexdigest()[:16]
 
 # Triton's names of dtypes.
 NAMES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -64,6 +67,8 @@ class Plan:
       lanes: of a program; 32 times the number of warps.
       repeats: rounds of images that a program computes one after the other.
       pairs: whether the GPU multiplies pairs of float32, and M is even.
+      sums_prior: whether the kernel sums d_prior, which takes more registers.
+      source: of this file, as a hash, since caches of compiled kernels know a plan by its fields.
     """
 
     batch: int
@@ -85,6 +90,8 @@ class Plan:
     lanes: int
     repeats: int = 1
     pairs: bool = False
+    sums_prior: bool = False
+    source: str = dataclasses.field(default=SOURCE, init=False)
 
     @classmethod
     def of(
@@ -97,6 +104,7 @@ class Plan:
         lanes: int = 128,
         repeats: int = 1,
         pairs: bool = False,
+        sums_prior: bool = False,
     ) -> "Plan":
         """The plan for arrays or `jax.ShapeDtypeStruct`s."""
         batch, height, width, channels = inputs.value.shape
@@ -106,7 +114,7 @@ class Plan:
             batch, height, width, channels, min(spec.channels_per_group, channels),
             inputs.query.shape[-1], kh, kw, spec.stride, spec.similarity, float(spec.scale),
             spec.normalization == "softmax", inputs.prior is not None, (q, k, v), by_key, strip,
-            lanes, repeats, pairs and min(spec.channels_per_group, channels) % 2 == 0,
+            lanes, repeats, pairs and min(spec.channels_per_group, channels) % 2 == 0, sums_prior,
         )  # fmt: skip
 
     @property
@@ -214,9 +222,9 @@ class Plan:
         Without a number, the assembler rather spills a few than have a warp less. With 168, 12
         warps fit a multiprocessor. Kernels that need more get all that a thread may have.
         """
-        if self.pairs and self.stride == 1 and not self.by_key:
-            return 254  # with 255, the query kernel of res2 takes 16.0 slots a tap instead of 15.8
         few = not (self.by_key or self.pairs) and self.depth == 1 and self.item(2) == 2
+        if self.sums_prior and self.vector(2) == 1:  # an address more for each channel of a pixel
+            few = False
         return 168 if few else 255
 
     # How arrays are read.
@@ -241,15 +249,6 @@ class Plan:
     def prior_row(self) -> int:
         """Numbers in memory for a window row of the prior."""
         return -(-self.kw // PRIOR_ACCESS) * PRIOR_ACCESS
-
-    @property
-    def paired_starts(self) -> int:
-        """Pixels of a strip whose products start from a pair: an instruction less for each tap.
-
-        It takes a register more for each pixel. For all pixels, or with the more registers that
-        stride 2 needs, the assembler spills.
-        """
-        return self.strip // 2 if self.stride == 1 else 0
 
     # Units of logits.
 

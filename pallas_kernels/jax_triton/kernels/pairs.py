@@ -131,10 +131,14 @@ def add_weighted(weight, x, sums, P: tl.constexpr):
 
 @triton.jit
 def start_of_dot(start, P: tl.constexpr):
-    """The start of a `dot` as a pair, if there are pairs: an instruction less, a register more."""
+    """The start of a `dot` as a pair, if there are pairs: an instruction less for each product.
+
+    Both halves are registers. A half that is 0 would be written again for each product.
+    """
     found = start
     if P.pairs:
-        found = pair(start, tl.zeros_like(start))
+        half = start * 0.5
+        found = pair(half, half)
     return found
 
 

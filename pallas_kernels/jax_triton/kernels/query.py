@@ -199,7 +199,6 @@ def gather(
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
-    paired: tl.constexpr = P.paired_starts
     _, key, value, prior, _, _, _, _, d_query, _, _, d_prior = arrays
     group = place[2]
     zero = tl.zeros((P.lanes,), tl.float32)
@@ -209,7 +208,7 @@ def gather(
             g = replaced(g, i, scaled(g[i], live))
             starts = replaced(starts, i, starts[i] * live)
     g = all_in_registers(g, P)
-    for i in tl.static_range(paired):
+    for i in tl.static_range(R):
         starts = replaced(starts, i, start_of_dot(starts[i], P))
     sums = ((zero,) * D,) * R
     for dy in range(rows[0], rows[1]):

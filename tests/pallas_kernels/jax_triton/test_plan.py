@@ -63,6 +63,20 @@ def test_lanes_cover_the_output(shape):
     assert rounds * p.together * p.repeats >= p.batch
 
 
+def test_registers_of_the_query_kernel_by_the_alignment_of_channels():
+    aligned, odd = (plan(SHAPES[f"{name}/res2"]) for name in ("lrnet50", "lrnet26"))
+    assert (aligned.registers, odd.registers) == (168, 168)
+    aligned, odd = (dataclasses.replace(p, sums_prior=True) for p in (aligned, odd))
+    assert (aligned.registers, odd.registers) == (168, 255)
+
+
+def test_caches_see_another_source_of_the_plan():
+    p = plan(SMALL)
+    other = dataclasses.replace(p)
+    object.__setattr__(other, "source", "another")
+    assert (repr(p) == repr(dataclasses.replace(p)), repr(p) == repr(other)) == (True, False)
+
+
 def test_a_vector_stays_in_its_group():
     p = plan(SHAPES["odd/partial_group"])  # 20 channels of groups of 8
     assert (p.vector(2), p.last_group, p.m) == (4, 4, 8)
