@@ -85,11 +85,16 @@ def compare(path: pathlib.Path, classifier: lrnet_jax.Classifier) -> list[str]:
     """Runs a file on random images and compares its logits with those of the network.
 
     Raises:
-      ConfigError: they differ by more than rounding.
+      ConfigError: onnxruntime cannot read the file, or they differ by more than rounding.
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as refusal:  # onnxruntime has a kind for each code, which share no base
+        raise ConfigError(
+            f"onnxruntime refuses what the converter wrote, so nothing was exported: {refusal}"
+        ) from refusal
     side, random = classifier.preprocessing.image_size, np.random.default_rng(0)
     lines = []
     for count in BATCHES:

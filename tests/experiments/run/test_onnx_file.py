@@ -73,6 +73,9 @@ def test_a_file_and_how_it_is_used(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(network, "_logits", lambda pixels: np.ones((len(pixels), 10), np.float32))
     with pytest.raises(ConfigError, match=r"network\.onnx computes other logits than the network"):
         onnx_file.compare(out / onnx_file.FILE, network)
+    (out / "damaged.onnx").write_bytes(b"damaged")
+    with pytest.raises(ConfigError, match="onnxruntime refuses what the converter wrote"):
+        onnx_file.compare(out / "damaged.onnx", network)
 
 
 def test_what_is_missing_is_named(run, tmp_path, monkeypatch):
