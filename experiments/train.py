@@ -18,6 +18,7 @@ import dataclasses
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -28,23 +29,26 @@ from experiments.cli import (
     config_help,
     device_flags,
     distributed_flags,
+    watch_flags,
 )
 from experiments.cli.stdout import print_lines, survive_closed_pipes
 from experiments.config import Config, ConfigError
 from experiments.run import machine, pasteable
 from experiments.run import origin as origins
-from experiments.run.assemble import assemble, check_devices
+from experiments.run.assemble import assemble, check_devices, count_steps
 from experiments.run.check_data import check_data
 from experiments.run.inputs import open_data
 from experiments.run.opening import open_session
 from experiments.run.origin import start_from_origin
 from experiments.run.overrides import override_all
+from experiments.run.profiles import check_steps
 from experiments.run.results import print_summary, read_result
 from experiments.run.scores import Scores
 from experiments.run.workdir import check_workdir, is_new
 from lrnet_jax.data.prefetch import prefetch
 from lrnet_jax.training import processes
 from lrnet_jax.training.devices import shard
+from lrnet_jax.training.metric_writers import MetricWriter
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -57,6 +61,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "fork_from", None, "A run or step to continue in a new --workdir, changed on purpose.",
         flag_values=flag_values,
     )  # fmt: skip
+    watch_flags.define_flags(flag_values)
     distributed_flags.define_flags(flag_values)
     device_flags.define_flags(flag_values)
 
@@ -73,7 +78,8 @@ def main(options: flags.FlagValues) -> None:
     if processes.is_first() and (warning := machine.idle_gpus()):
         print(f"warning: {warning}", flush=True)
     workdir = pathlib.Path(options.workdir or f"runs/{config.recipe}")
-    if train(config, workdir) is None and processes.is_first():
+    steps, writers = watch_flags.chosen_steps(options), watch_flags.chosen_writers(options)
+    if train(config, workdir, writers, steps) is None and processes.is_first():
         command = pasteable.command("experiments.train", sys.argv[1:])
         print(f"to resume: {command}", flush=True)
 
@@ -94,8 +100,19 @@ def _forked(options: flags.FlagValues) -> Config:
     return override_all(origins.forked(origin), changes)
 
 
-def train(config: Config, workdir: pathlib.Path) -> Scores | None:
+def train(
+    config: Config,
+    workdir: pathlib.Path,
+    writers: Sequence[MetricWriter] = (),
+    profile_steps: range = range(0),
+) -> Scores | None:
     """Runs a configuration in a workdir, from its newest good checkpoint if it has one.
+
+    Args:
+      config: what to compute.
+      workdir: folder of the run; made if it is missing.
+      writers: get the metrics besides metrics.jsonl and TensorBoard, in the first process.
+      profile_steps: steps to trace.
 
     Returns:
       The result on the evaluation split; None if a signal stopped the run, after it was saved.
@@ -112,6 +129,7 @@ def train(config: Config, workdir: pathlib.Path) -> Scores | None:
     check_devices(config)
     dataset = open_data(config)
     check_data(config, dataset)
+    check_steps(profile_steps, count_steps(config, dataset))
     first = processes.is_first()  # reads and writes the workdir for all processes
     new = is_new(workdir)
     if first:
@@ -133,6 +151,8 @@ def train(config: Config, workdir: pathlib.Path) -> Scores | None:
             start_from_origin(config, workdir, dataset, assemble(config, dataset)),
             new=new,
             started=started,
+            writers=writers,
+            profile_steps=profile_steps,
         ) as session,
         prefetch(session.batches(), shard) as batches,
     ):

@@ -59,12 +59,7 @@ def assemble(config: Config, dataset: Dataset) -> Run:
       ConfigError: the run would have no step, or a multiplier does not fit the network.
     """
     steps_per_epoch = dataset.num_train / config.train.batch_size
-    total_steps = round(config.train.epochs * steps_per_epoch)
-    if total_steps < 1:
-        raise ConfigError(
-            f"train.epochs {config.train.epochs} is less than one step of "
-            f"train.batch_size {config.train.batch_size}"
-        )
+    total_steps = count_steps(config, dataset)
     model = lrnet_jax.create_from_variant(
         config.variant, dataset.num_classes, rngs=nnx.Rngs(config.seed)
     )
@@ -99,6 +94,21 @@ def assemble(config: Config, dataset: Dataset) -> Run:
         total_steps=total_steps,
         metadata=_metadata(config, dataset),
     )
+
+
+def count_steps(config: Config, dataset: Dataset) -> int:
+    """The number of steps of a run.
+
+    Raises:
+      ConfigError: there would be none.
+    """
+    total_steps = round(config.train.epochs * dataset.num_train / config.train.batch_size)
+    if total_steps < 1:
+        raise ConfigError(
+            f"train.epochs {config.train.epochs} is less than one step of "
+            f"train.batch_size {config.train.batch_size}"
+        )
+    return total_steps
 
 
 def abstract_state(config: Config, num_classes: int) -> TrainState:

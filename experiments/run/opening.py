@@ -16,6 +16,7 @@ import jax
 from experiments import config as configs
 from experiments.config import Config
 from experiments.recipes import RECIPES
+from experiments.run import profiles
 from experiments.run.assemble import Run, num_params
 from experiments.run.check_data import check_same_images
 from experiments.run.overrides import describe_changes
@@ -34,6 +35,7 @@ from lrnet_jax.training.metric_writers import (
     TensorBoardWriter,
 )
 from lrnet_jax.training.progress import Progress
+from lrnet_jax.training.step_trace import StepTrace
 from lrnet_jax.training.stopping import StopRequest
 
 
@@ -63,6 +65,7 @@ def open_session(
     new: bool,
     started: float,
     writers: Sequence[MetricWriter] = (),
+    profile_steps: range = range(0),
 ) -> Iterator[Session]:
     """Locks the workdir, restores its newest good checkpoint, opens the files.
 
@@ -77,6 +80,7 @@ def open_session(
       new: whether the workdir was new when it was checked.
       started: `time.monotonic()` at the start of the command.
       writers: of metrics, besides those of the workdir; the first process starts them.
+      profile_steps: steps to trace in the first process.
 
     Raises:
       ConfigError, WorkdirInUseError: see `claim_workdir`.
@@ -105,10 +109,13 @@ def open_session(
         stream = sys.stderr if first else stack.enter_context(pathlib.Path(os.devnull).open("w"))
         display = _display(stream, run.total_steps, step)
         stack.callback(display.close)
+        trace = StepTrace(workdir / profiles.FOLDER, profile_steps if first else range(0))
         session = Session(
-            config, workdir, dataset, run, step, progress, started, stop, saver, metrics, display
-        )
-        for line in _beginning(session, found):
+            config, workdir, dataset, run, step, progress, started, stop, saver, metrics, display,
+            trace,
+        )  # fmt: skip
+        stack.callback(session.end_trace)
+        for line in [*_beginning(session, found), *profiles.describe_past(profile_steps, step)]:
             display.line(line)
         yield session
 
@@ -158,6 +165,8 @@ def _configuration(config: Config, workdir: pathlib.Path) -> Iterator[str]:
     """What differs from the recipe, in lines."""
     base = RECIPES.get(config.recipe) or configs.recipe(config.recipe, config.network)
     changes = describe_changes(config, base)
-    changed = f"with {len(changes)} fields changed" if changes else "as it is"
+    changed = (
+        f"with {len(changes)} changed field{'s' * (len(changes) > 1)}" if changes else "as it is"
+    )
     yield f"recipe {config.recipe} {changed}; all fields are in {workdir / configs.FILE}"
     yield from changes

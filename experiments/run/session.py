@@ -18,6 +18,7 @@ from experiments.run import results
 from experiments.run.assemble import Run
 from experiments.run.bad_step import save_bad_step
 from experiments.run.inputs import eval_batches
+from experiments.run.profiles import describe_trace
 from experiments.run.results import describe_numbers, print_summary
 from experiments.run.save_clock import SaveClock
 from experiments.run.scores import Scores
@@ -33,6 +34,7 @@ from lrnet_jax.training.metric_writers import MetricWriters
 from lrnet_jax.training.progress import Progress
 from lrnet_jax.training.speed import SpeedMeter
 from lrnet_jax.training.state import TrainState
+from lrnet_jax.training.step_trace import StepTrace
 from lrnet_jax.training.stopping import StopRequest
 
 
@@ -52,6 +54,7 @@ class Session:
       saver: of the first process; None in the others.
       metrics: where they are recorded; no writer in all processes but the first.
       display: what a person sees; shown by the first process only.
+      trace: of some steps, by the first process only.
       state: the state after the last step, on all devices.
       stopped: whether the run ends before its last step.
     """
@@ -67,6 +70,7 @@ class Session:
     saver: CheckpointSaver | None
     metrics: MetricWriters
     display: Display
+    trace: StepTrace
     state: TrainState = dataclasses.field(init=False)
     stopped: bool = dataclasses.field(default=False, init=False)
 
@@ -95,12 +99,16 @@ class Session:
         Args:
           batches: on the devices.
         """
-        with self._speed.waiting():
-            batch = next(batches)
-        with jax.transfer_guard("disallow"):  # a hidden copy in every step would stall the device
-            self.state, metrics = self.run.train_step(self.state, batch)
+        with self.trace.step(self.step + 1, after=self.state):
+            with self._speed.waiting():
+                batch = next(batches)
+            # A hidden copy in every step would stall the device.
+            with jax.transfer_guard("disallow"):
+                self.state, metrics = self.run.train_step(self.state, batch)
         self.step += 1
         self._pending.append(metrics)
+        if self.trace.is_complete():
+            self.end_trace()
         if self.step == self._first_step + 1:
             jax.block_until_ready(metrics)
             self._speed.restart(self.step)
@@ -171,8 +179,16 @@ class Session:
         metadata = {**self.run.metadata, "progress": progress.to_dict()}
         self.saver.save(self.state, metadata, best=progress.best_step)
 
+    def end_trace(self) -> None:
+        """Writes a trace that was begun, and says how to look at it."""
+        if (steps := self.trace.end(self.state)) is not None:
+            for line in describe_trace(steps, self.workdir):
+                self.display.line(line)
+            self._speed.restart(self.step)
+
     def finish(self) -> Scores | None:
         """Saves, evaluates and writes the result; None if a signal stopped the run."""
+        self.end_trace()
         self.save()  # first, so that nothing computed is lost
         if self.saver is not None:
             self.saver.wait()

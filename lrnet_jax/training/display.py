@@ -72,9 +72,9 @@ class Display:
 
     def line(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        if self._bar:
-            self._stream.write(_ERASE)
-        print(text, file=self._stream, flush=True)
+        # In one piece: the answer to a signal, which another thread writes, erases a started line.
+        self._stream.write(f"{_ERASE if self._bar else ''}{text}\n")
+        self._stream.flush()
         if self._bar:
             self._draw()
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -39,7 +39,6 @@ class RunStart(NamedTuple):
     evaluated: int = 0
 
 
-@runtime_checkable
 class MetricWriter(Protocol):
     """What a run tells its metrics to. Only the first process of a run calls it.
 
@@ -61,6 +60,12 @@ class MetricWriter(Protocol):
 
     def close(self) -> None:
         """Ends the writing, also of a run that failed; the last call."""
+
+
+def missing_methods(writer: object) -> list[str]:
+    """The methods of `MetricWriter` that an object lacks."""
+    names = [name for name in vars(MetricWriter) if not name.startswith("_")]
+    return [name for name in names if not callable(getattr(writer, name, None))]
 
 
 class MetricWriters:

@@ -239,7 +239,7 @@ def test_a_run_prints_what_differs_from_its_recipe(tmp_path, capsys, monkeypatch
         train(tiny(seed="3"), tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     first = lines.index(
-        f"recipe quickstart with 14 fields changed; all fields are in {tmp_path}/run/config.json"
+        f"recipe quickstart with 14 changed fields; all fields are in {tmp_path}/run/config.json"
     )
     assert lines[first + 1 : first + 15] == [
         f"  --config.{path}={text}"

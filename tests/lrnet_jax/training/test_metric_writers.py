@@ -10,10 +10,10 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from lrnet_jax.training.metric_writers import (
     METRICS,
     JsonlWriter,
-    MetricWriter,
     MetricWriters,
     RunStart,
     TensorBoardWriter,
+    missing_methods,
 )
 
 
@@ -58,7 +58,17 @@ def events(folder):
 
 @pytest.mark.parametrize("writer", [JsonlWriter, TensorBoardWriter, lambda: Kept([])])
 def test_the_protocol(writer):
-    assert isinstance(writer(), MetricWriter)
+    assert missing_methods(writer()) == []
+
+
+def test_what_is_no_writer_is_told_what_it_lacks():
+    class Half:
+        def start(self, run):
+            pass
+
+        close = None
+
+    assert missing_methods(Half()) == ["scalars", "sync", "close"]
 
 
 def test_each_writer_gets_each_value(tmp_path):
