@@ -130,32 +130,21 @@ def train(
     dataset = open_data(config)
     check_data(config, dataset)
     check_steps(profile_steps, count_steps(config, dataset))
-    first = processes.is_first()  # reads and writes the workdir for all processes
     new = is_new(workdir)
-    if first:
+    if processes.is_first():  # reads and writes the workdir for all processes
         check_workdir(config, workdir)
-    found = read_result(workdir) if first else None
-    record = processes.broadcast(found and dataclasses.asdict(found))
-    if record is not None:
-        result = Scores(**record)
-        print(f"{workdir} is finished; delete it to train again")
-        print_summary(workdir, result)
+    if (result := _finished(workdir)) is not None:
         return result
 
     # ---- the loop
     with (
         open_session(
-            config,
-            workdir,
-            dataset,
+            config, workdir, dataset,
             start_from_origin(config, workdir, dataset, assemble(config, dataset)),
-            new=new,
-            started=started,
-            writers=writers,
-            profile_steps=profile_steps,
+            new=new, started=started, writers=writers, profile_steps=profile_steps,
         ) as session,
         prefetch(session.batches(), shard) as batches,
-    ):
+    ):  # fmt: skip
         while session.step < session.run.total_steps:
             # Here and not after the step, where its save comes first: a run that is stopped
             # during the evaluation resumes before it.
@@ -172,6 +161,18 @@ def train(
             if session.stopped:
                 break
         return session.finish()
+
+
+def _finished(workdir: pathlib.Path) -> Scores | None:
+    """The result of a finished run, which is printed again; None if there is none."""
+    found = read_result(workdir) if processes.is_first() else None
+    record = processes.broadcast(found and dataclasses.asdict(found))
+    if record is None:
+        return None
+    result = Scores(**record)
+    print(f"{workdir} is finished; delete it to train again")
+    print_summary(workdir, result)
+    return result
 
 
 if __name__ == "__main__":

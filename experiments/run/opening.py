@@ -106,9 +106,7 @@ def open_session(
         metrics = MetricWriters([JsonlWriter(), TensorBoardWriter(), *writers] if first else [])
         metrics.start(RunStart(workdir, configs.to_dict(config), step, progress.evaluated))
         stack.callback(metrics.close)
-        stream = sys.stderr if first else stack.enter_context(pathlib.Path(os.devnull).open("w"))
-        display = _display(stream, run.total_steps, step)
-        stack.callback(display.close)
+        display = stack.enter_context(_display(run.total_steps, step))
         trace = StepTrace(workdir / profiles.FOLDER, profile_steps if first else range(0))
         session = Session(
             config, workdir, dataset, run, step, progress, started, stop, saver, metrics, display,
@@ -120,10 +118,20 @@ def open_session(
         yield session
 
 
-def _display(stream: TextIO, total_steps: int, step: int) -> Display:
-    """A bar where a person looks at all that is printed, and lines otherwise."""
-    is_terminal = stream.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-    return Display(stream, total_steps=total_steps, first_step=step, is_terminal=is_terminal)
+@contextlib.contextmanager
+def _display(total_steps: int, step: int) -> Iterator[Display]:
+    """A bar where a person looks at all that is printed, and lines otherwise.
+
+    Processes but the first print nowhere.
+    """
+    with contextlib.ExitStack() as stack:
+        stream: TextIO = sys.stderr
+        if not processes.is_first():
+            stream = stack.enter_context(pathlib.Path(os.devnull).open("w"))
+        is_terminal = stream.isatty() and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        display = Display(stream, total_steps=total_steps, first_step=step, is_terminal=is_terminal)
+        stack.callback(display.close)
+        yield display
 
 
 def _restore(
