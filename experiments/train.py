@@ -45,6 +45,7 @@ from experiments.run.profiles import check_steps
 from experiments.run.results import print_summary, read_result
 from experiments.run.scores import Scores
 from experiments.run.workdir import check_workdir, is_new
+from lrnet_jax.data.dataset import Dataset
 from lrnet_jax.data.prefetch import prefetch
 from lrnet_jax.training import processes
 from lrnet_jax.training.devices import shard
@@ -126,10 +127,7 @@ def train(
     started = time.monotonic()
 
     # ---- checks, before anything is written
-    check_devices(config)
-    dataset = open_data(config)
-    check_data(config, dataset)
-    check_steps(profile_steps, count_steps(config, dataset))
+    dataset = _checked_data(config, profile_steps)
     new = is_new(workdir)
     if processes.is_first():  # reads and writes the workdir for all processes
         check_workdir(config, workdir)
@@ -161,6 +159,15 @@ def train(
             if session.stopped:
                 break
         return session.finish()
+
+
+def _checked_data(config: Config, profile_steps: range) -> Dataset:
+    """The images of a run that can run here."""
+    check_devices(config)
+    dataset = open_data(config)
+    check_data(config, dataset)
+    check_steps(profile_steps, count_steps(config, dataset))
+    return dataset
 
 
 def _finished(workdir: pathlib.Path) -> Scores | None:
