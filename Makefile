@@ -142,13 +142,15 @@ $(CUDA)/.installed: $(READY)
 PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py \
-	  tests/pallas_kernels/tools/test_empty_kernels.py tests/experiments/bench/test_step_time.py tests/pallas_kernels/jax_triton
+	  tests/pallas_kernels/tools/test_empty_kernels.py tests/experiments/bench/test_step_time.py \
+	  tests/pallas_kernels/pallas/stem tests/pallas_kernels/jax_triton
 
 EMULATED_TRITON ?= odd/partial_group,odd/multiplication_depth16,odd/no_softmax
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED)' --arch=9.0 \
 	  --strip=2 --warps=1 --route=plugin
+	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.stem.emulate_stem
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED_TRITON)' --arch=8.0,9.0 \
 	  --strip=2 --warps=1 --implementation=jax_triton
 

@@ -157,8 +157,14 @@ class Network(nnx.Module):
 
 def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The stem before and after its pool."""
-    for layer in layers:
-        x = layer(x, relu=True)
+    first, last = layers[0], layers[-1]
+    relation = last.layer
+    if isinstance(relation, LocalRelation) and is_input(first.layer, first.norm):
+        maps = transform_input(first.layer, first.norm, relation, x)
+        x = last.normalized(relation.of_maps(maps), relu=True)
+    else:
+        for layer in layers:
+            x = layer(x, relu=True)
     return x, max_pool_3x3(x) if pool else x
 
 
@@ -218,11 +224,14 @@ class Normalized(nnx.Module):
 
         `multiples` fill both up by zeros; convolutions and the like know none.
         """
-        if relu and is_input(self.layer, self.norm):
-            return transform_input(self.layer, self.norm, x)
-        y = keep(
-            self.layer(x) if multiples == NO_PADDING else self.layer(x, multiples=multiples)  # type: ignore[call-arg]
-        )
+        y = self.layer(x) if multiples == NO_PADDING else self.layer(x, multiples=multiples)  # type: ignore[call-arg]
+        return self.normalized(y, relu=relu, multiples=multiples)
+
+    def normalized(
+        self, y: jax.Array, *, relu: bool, multiples: Multiples = NO_PADDING
+    ) -> jax.Array:
+        """What follows the layer."""
+        y = keep(y)
         with jax.named_scope("batch_norm"):
             return self.norm(y, relu=relu, multiple=multiples.output)
 

@@ -8,7 +8,8 @@ Every instruction of the program that becomes a kernel costs the larger of
   rate for dense bfloat16, or `FLOAT_SHARE` of that for TF32.
 * our kernels: their issue slots, `SLOTS` for each tap of the window as counted in the machine code
   for an H100 at res2 (docs/gpu_kernels.md), on four schedulers per SM. With 64 lanes instead of
-  128, arithmetic takes two slots.
+  128, arithmetic takes two slots. For the kernels of the stem, `STEM_SLOTS` for each channel of
+  each pixel.
 
 Launches, tails and gaps cost nothing. cuDNN's workspace and choice of algorithm are left out.
 """
@@ -33,18 +34,21 @@ MATRIX_RATES = {
 }
 # Issue slots of a tap, and how many of them are arithmetic.
 SLOTS = {"forward": (16.1, 11.6), "backward_query": (18.7, 13.7), "backward_key": (25.9, 21.3)}
+STEM_SLOTS = {"forward": (33.4, 9.4), "backward": (41.0, 13.8)}
 
 LR = "LR kernels"
 DOTS = "dots"
 CONVOLUTIONS = "convolutions"
+STEM = "stem kernels"
 STATISTICS = "statistics"
 ELEMENTWISE = "elementwise"
 COPIES = "copies"
 REDUCTIONS = "reductions"
 OPTIMISER = "optimiser"
-CLASSES = (DOTS, CONVOLUTIONS, LR, STATISTICS, ELEMENTWISE, COPIES, REDUCTIONS, OPTIMISER)
+CLASSES = (DOTS, CONVOLUTIONS, LR, STEM, STATISTICS, ELEMENTWISE, COPIES, REDUCTIONS, OPTIMISER)
 REST = "rest"
 
+_KERNEL_OF_STEM = re.compile("stem_(forward|backward)")
 _STAGE = r"\b(stem|res\d+)\b"
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _MOVES = {"pad", "slice", "copy", "transpose", "concatenate", "convert", "reshape"}
@@ -99,7 +103,9 @@ class _Model:
         if kind in (DOTS, CONVOLUTIONS):
             seconds = self._matrix_seconds(instruction)
         elif kind == LR:
-            seconds = self._issue_seconds(instruction, stage)
+            seconds = self._issue_seconds(*self._taps(instruction, stage))
+        elif kind == STEM:
+            seconds = self._issue_seconds(*self._stem_channels(instruction))
         seconds = max(seconds, size / (DRAM_SHARE * self.gpu.bandwidth))
         return Cost(kind, stage, seconds, size)
 
@@ -120,8 +126,8 @@ class _Model:
 
     def _kind(self, instruction: Instruction) -> str:
         target = instruction.target
-        if "triton" in target and "local_relation" in instruction.source:
-            return LR
+        if "triton" in target:
+            return STEM if _KERNEL_OF_STEM.search(instruction.source) else LR
         if "cublas" in target or instruction.operation == "dot":
             return DOTS
         if "cudnn" in target or instruction.operation == "convolution":
@@ -186,20 +192,28 @@ class _Model:
         rate = MATRIX_SHARE * narrow if operands[0].dtype == "bf16" else FLOAT_SHARE * wide
         return 2 * multiplications / rate
 
-    def _issue_seconds(self, instruction: Instruction, stage: str) -> float:
+    def _issue_seconds(self, count: float, slots: float, arithmetic: float) -> float:
+        """Seconds of so many (tap, group, pixel) or the like, from issue slots of each."""
+        slots += arithmetic * (128 / self.gpu.lanes - 1)
+        return count / 32 * slots / (self.gpu.cores * 4 * self.gpu.clock * 1e9)
+
+    def _taps(self, instruction: Instruction, stage: str) -> tuple[float, float, float]:
         found = re.search(
             r"local_relation_(forward|backward_query|backward_key)", instruction.source
         )
         if found is None:
-            return 0.0
-        slots, arithmetic = SLOTS[found[1]]
-        slots += arithmetic * (128 / self.gpu.lanes - 1)
+            return 0, 0, 0
         variant = self.variant
         side = variant.stem_kernel_size if stage == "stem" else variant.kernel_size
         depth = 1 if stage == "stem" else variant.query_key_dim
         queries = self._operands(instruction)[0].elements / depth
-        warps = queries * side**2 / 32
-        return warps * slots / (self.gpu.cores * 4 * self.gpu.clock * 1e9)
+        return queries * side**2, *SLOTS[found[1]]
+
+    def _stem_channels(self, instruction: Instruction) -> tuple[float, float, float]:
+        [name] = _KERNEL_OF_STEM.findall(instruction.source)[-1:]
+        variant, images = self.variant, self._operands(instruction)[0]
+        pixels = images.elements / variant.in_channels
+        return pixels * variant.stem_channels, *STEM_SLOTS[name]
 
 
 def _convolution(

@@ -11,6 +11,7 @@ from lrnet_jax.layers.geometric_prior import Prior, window_positions
 from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.relation import Relation
 from pallas_kernels import local_relation
+from pallas_kernels.pallas.stem import Maps
 from pallas_kernels.spec import Normalization, Similarity
 
 
@@ -117,6 +118,11 @@ class LocalRelation(Relation):
             key = self.key(x, multiples=multiples)
         return self._to_vectors(keep(query)), self._to_vectors(keep(key))
 
+    def of_maps(self, maps: Maps) -> jax.Array:
+        """As `__call__`, of values, keys and queries that were computed together."""
+        query, key = self._to_vectors(maps.query), self._to_vectors(maps.key)
+        return self.output(self.aggregate(query, key, maps.value))
+
     def __call__(self, x: jax.Array, *, multiples: Multiples = NO_PADDING) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).
 
@@ -132,8 +138,12 @@ class LocalRelation(Relation):
                 "in_features is the number of channels of the input"
             )
         x = x if self.dtype is None else x.astype(self.dtype)
-        query, key = self.query_and_key(x, multiples.input)
-        aggregated = local_relation(
+        aggregated = self.aggregate(*self.query_and_key(x, multiples.input), x)
+        return self.output(aggregated, multiples=multiples)
+
+    def aggregate(self, query: jax.Array, key: jax.Array, x: jax.Array) -> jax.Array:
+        """(B, Ho, Wo, C) before the last transformation, of query, key and the values x."""
+        return local_relation(
             query,
             key,
             x,
@@ -147,4 +157,3 @@ class LocalRelation(Relation):
             normalization=self.normalization,
             implementation=self.implementation,
         )
-        return self.output(aggregated, multiples=multiples)

@@ -38,7 +38,7 @@ def unsupported(spec: Spec, inputs: Inputs) -> str | None:
 
     The inputs may be `jax.ShapeDtypeStruct`s.
     """
-    if (reason := _backend_gone()) is not None:
+    if (reason := backend_gone()) is not None:
         return reason
     for name, array in inputs._asdict().items():
         if array is None:
@@ -61,7 +61,7 @@ def unsupported(spec: Spec, inputs: Inputs) -> str | None:
 
 
 @functools.cache
-def _backend_gone() -> str | None:
+def backend_gone() -> str | None:
     """Why this JAX cannot run the kernels at all; None if it can.
 
     JAX 0.11 and later warn that Pallas-Triton will leave. A JAX without it can still use xla. Its

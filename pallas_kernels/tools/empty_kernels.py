@@ -12,13 +12,17 @@ from unittest import mock
 import jax
 
 from pallas_kernels.pallas import forward_kernel, key_kernel, query_kernel
+from pallas_kernels.pallas.stem import backward_kernel as stem_backward
+from pallas_kernels.pallas.stem import forward_kernel as stem_forward
+
+_MODULES = (forward_kernel, query_kernel, key_kernel, stem_forward, stem_backward)
 
 
 @contextlib.contextmanager
 def empty_kernels() -> Iterator[None]:
     """Gives the Pallas kernels that are lowered inside empty bodies, and all their arrays."""
     with contextlib.ExitStack() as stack:
-        for module in (forward_kernel, query_kernel, key_kernel):
+        for module in _MODULES:
             stack.enter_context(mock.patch.object(module, "_kernel", _empty))
         # JAX keeps what it lowered, whole kernels before and empty ones after.
         jax.clear_caches()

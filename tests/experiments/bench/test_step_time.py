@@ -33,6 +33,8 @@ ENTRY %main (x: f32[1000,64]) -> f32[64] {
   %sum = f32[64]{0} fusion(%x), kind=kInput, calls=%summed
   %query = bf16[3200]{0} copy(%x)
   %kernel = (bf16[3200]{0}, f32[3200]{0}) custom-call(%query, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/stem/local_relation_forward"}
+  %pixels = bf16[3200000]{0} broadcast(%query)
+  %stem = (bf16[4800000]{0}, bf16[3200]{0}) custom-call(%pixels, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/stem/stem_forward"}
   %a = bf16[8192,4096]{1,0} broadcast(%query)
   %b = bf16[4096,1024]{1,0} broadcast(%query)
   %product = (bf16[8192,1024]{1,0}, s8[999]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="jit(f)/transpose(jvp(res2))/dot"}
@@ -45,9 +47,8 @@ ENTRY %main (x: f32[1000,64]) -> f32[64] {
 
 def found():
     costs = step_costs(parse(PROGRAM), Variant(), H100)
-    return dict(
-        zip("cut sum query kernel a b product images filter conv".split(), costs, strict=True)  # noqa: SIM905
-    )
+    names = "cut sum query kernel pixels stem a b product images filter conv"
+    return dict(zip(names.split(), costs, strict=True))
 
 
 def test_kinds_and_stages():
@@ -55,6 +56,7 @@ def test_kinds_and_stages():
     assert kinds["cut"] == ("copies", "rest")
     assert kinds["sum"] == ("statistics", "res3")
     assert kinds["kernel"] == ("LR kernels", "stem")
+    assert kinds["stem"] == ("stem kernels", "stem")
     assert kinds["product"] == ("dots", "res2")
     assert kinds["conv"] == ("convolutions", "rest")
 
@@ -75,6 +77,9 @@ def test_arithmetic():
     # 100 warps of queries, 49 taps each, 16.1 slots a tap, 132 SMs of 4 schedulers.
     slots = 100 * 49 * 16.1 / (132 * 4 * 1.98e9)
     assert costs["kernel"].seconds == pytest.approx(max(slots, costs["kernel"].size / DRAM))
+    # Three channels of images and 64 of the map, 33.4 slots each.
+    slots = 3200000 / 3 * 64 / 32 * 33.4 / (132 * 4 * 1.98e9)
+    assert costs["stem"].seconds == pytest.approx(slots)
     sums = milliseconds(list(costs.values()), "kind")
     assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
 

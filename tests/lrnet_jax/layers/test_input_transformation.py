@@ -11,47 +11,63 @@ from flax import nnx
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import ChannelTransformation
 from lrnet_jax.layers.input_transformation import is_input, transform_input
+from lrnet_jax.layers.local_relation import LocalRelation
+from pallas_kernels import pallas
+from pallas_kernels.pallas import absent_gpu
+from pallas_kernels.pallas.stem import Maps
 
 SHAPE = (8, 5, 6, 3)
+LAYERS, PLAIN, KERNELS = "layers", "xla", "pallas_interpret"
 
 
 class Stem(nnx.Module):
-    def __init__(self, fused, **options):
+    """Values, keys and queries, by an implementation or by the layers one after the other."""
+
+    def __init__(self, how, strides=2, **options):
         rng = np.random.default_rng(1)
-        self.fused = fused
+        self.how = how
         self.layer = ChannelTransformation(3, 10, rngs=nnx.Rngs(0))
         self.norm = BatchNorm(10, **options)
         self.norm.scale[...] = jnp.asarray(rng.uniform(0.5, 2, 10), jnp.float32)
         self.norm.bias[...] = jnp.asarray(rng.uniform(-1, 1, 10), jnp.float32)
+        self.relation = LocalRelation(
+            10, 8, 3, strides, channels_per_group=4, implementation=how, rngs=nnx.Rngs(1)
+        )
 
     def __call__(self, x):
-        if self.fused:
+        if self.how != LAYERS:
             assert is_input(self.layer, self.norm)
-            return transform_input(self.layer, self.norm, x)
-        self.layer.dtype = x.dtype
-        return self.norm(self.layer(x), relu=True)
+            return transform_input(self.layer, self.norm, self.relation, x)
+        for layer in (self.layer, self.relation.query, self.relation.key):
+            layer.dtype = x.dtype
+        y = self.norm(self.layer(x), relu=True)
+        query, key = self.relation.query_and_key(y)
+        return Maps(y, key[..., 0], query[..., 0])
 
 
 def images(shape=SHAPE, mean=0.7):
     return jnp.asarray(np.random.default_rng(0).normal(mean, 2.0, shape), jnp.float32)
 
 
-def cotangent():
-    of_image = jnp.linspace(-1, 2, 8)[:, None, None, None]
-    return jnp.asarray(np.random.default_rng(2).normal(0.2, 1, (*SHAPE[:3], 10))) * of_image
+def cotangent(strides=2):
+    """Of the three maps."""
+    rng, of_image = np.random.default_rng(2), jnp.linspace(-1, 2, 8)[:, None, None, None]
+    rows, columns = -(-5 // strides), -(-6 // strides)
+    sizes = ((5, 6, 10), (5, 6, 3), (rows, columns, 3))
+    return Maps(*(jnp.asarray(rng.normal(0.2, 1, (8, *size))) * of_image for size in sizes))
 
 
-@functools.partial(jax.jit, static_argnames=("fused", "group_images", "axis_name"))
-def derivatives(fused, x, d_y, **options):
-    """y, running averages, and the gradients of parameters and image."""
-    graphdef, params, statistics = nnx.split(Stem(fused, **options), nnx.Param, ...)
+@functools.partial(jax.jit, static_argnames=("how", "strides", "group_images", "axis_name"))
+def derivatives(how, x, d_y, **options):
+    """Maps, running averages, and the gradients of parameters and image."""
+    graphdef, params, statistics = nnx.split(Stem(how, **options), nnx.Param, ...)
 
     def run(params, x):
         stem = nnx.merge(graphdef, params, statistics, copy=True)
         return stem(x), nnx.state(stem, nnx.BatchStat)
 
     y, vjp, moved = jax.vjp(run, params, x, has_aux=True)
-    return y, moved, *vjp(d_y.astype(y.dtype))
+    return y, moved, *vjp(jax.tree.map(lambda d, y: d.astype(y.dtype), d_y, y))
 
 
 def assert_close(ours, theirs, tolerance=2e-5):
@@ -60,65 +76,121 @@ def assert_close(ours, theirs, tolerance=2e-5):
         np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("group_images", [None, 2])
-def test_agrees_with_the_layers(group_images):
-    x, d_y = images(), cotangent()
-    ours, theirs = (derivatives(f, x, d_y, group_images=group_images) for f in (True, False))
+@pytest.mark.parametrize("how", [PLAIN, KERNELS])
+@pytest.mark.parametrize(("group_images", "strides"), [(None, 2), (2, 2), (None, 1)])
+def test_agrees_with_the_layers(how, group_images, strides):
+    x, d_y = images(), cotangent(strides)
+    ours, theirs = (
+        derivatives(h, x, d_y, group_images=group_images, strides=strides) for h in (how, LAYERS)
+    )
     assert_close(ours, theirs)
 
 
-def test_the_gradient_of_the_image_is_that_of_differences():
-    x, d_y = images((2, 2, 2, 3)), cotangent()[:2, :2, :2]
+@pytest.mark.parametrize("how", [PLAIN, KERNELS])
+def test_the_gradient_of_the_image_is_that_of_differences(how):
+    x, d_y = images((2, 2, 2, 3)), jax.tree.map(lambda d: d[:2, :2, :2], cotangent())
+    d_y = d_y._replace(query=d_y.query[:, :1, :1])
     direction = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
-    ends = [
-        np.asarray(derivatives(True, x + h * direction, d_y)[0], np.float64) for h in (1e-2, -1e-2)
-    ]
-    want = np.sum((ends[0] - ends[1]) * np.asarray(d_y)) / 2e-2
-    gradient = derivatives(True, x, d_y)[-1]
+    ends = [derivatives(how, x + h * direction, d_y)[0] for h in (1e-2, -1e-2)]
+    want = sum(
+        np.sum((np.asarray(a, np.float64) - np.asarray(b)) * np.asarray(d)) / 2e-2
+        for a, b, d in zip(*ends, d_y, strict=True)
+    )
+    gradient = derivatives(how, x, d_y)[-1]
     # A ReLU that changes its sign on the way, and the rounding of float32 over 2e-2.
     np.testing.assert_allclose(np.sum(np.asarray(gradient) * direction), want, rtol=5e-3)
 
 
 def test_axis_name_takes_statistics_over_devices():
     x, d_y = images(), cotangent()
-    y, moved, d_params, d_x = derivatives(True, x, d_y)
+    y, moved, d_params, d_x = derivatives(PLAIN, x, d_y)
+    split = jax.tree.map(lambda array: array.reshape(4, 2, *array.shape[1:]), (x, d_y))
     shared = jax.pmap(
-        lambda x, d_y: derivatives(True, x, d_y, axis_name="batch"), axis_name="batch"
-    )(*(array.reshape(4, 2, *array.shape[1:]) for array in (x, d_y)))
-    assert_close(shared[0].reshape(y.shape), y)
+        lambda x, d_y: derivatives(PLAIN, x, d_y, axis_name="batch"), axis_name="batch"
+    )(*split)
+    whole = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), shared[0])
+    assert_close(whole, y)
     assert_close(jax.tree.map(lambda leaf: leaf[3], shared[1]), moved)
     assert_close(jax.tree.map(lambda leaf: jnp.sum(leaf, 0), shared[2]), d_params)
     assert_close(shared[3].reshape(x.shape), d_x)
 
 
+def test_parameters_that_all_devices_share():
+    """In a `shard_map` that checks types, their gradients are summed over the devices."""
+    x, d_y = images(), cotangent()
+    graphdef, params, statistics = nnx.split(Stem(PLAIN, group_images=2), nnx.Param, ...)
+
+    def gradients(params, x, d_y):
+        def loss(params):
+            maps = nnx.merge(graphdef, params, statistics, copy=True)(x)
+            return sum(jnp.sum(a * b) for a, b in zip(maps, d_y, strict=True))
+
+        return jax.grad(loss)(params)
+
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
+    specs = (jax.P(), jax.P("batch"), jax.P("batch"))
+    on_four = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=jax.P()))
+    assert_close(on_four(params, x, d_y), jax.jit(gradients)(params, x, d_y))
+
+
 def test_large_means_do_not_cancel_the_variance():
     x = images(mean=3000.0)
-    exact = np.asarray(x, np.float64) @ np.asarray(Stem(True).layer.kernel[...], np.float64)
-    norm = Stem(True).norm
+    exact = np.asarray(x, np.float64) @ np.asarray(Stem(PLAIN).layer.kernel[...], np.float64)
+    norm = Stem(PLAIN).norm
     want = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + norm.epsilon)
     want = np.maximum(np.asarray(norm.scale[...]) * want + np.asarray(norm.bias[...]), 0)
-    np.testing.assert_allclose(Stem(True)(x), want, atol=2e-3)
+    np.testing.assert_allclose(Stem(PLAIN)(x).value, want, atol=2e-3)
 
 
-def test_bfloat16_is_nearer_to_float32_than_the_layers_are():
-    x, d_y = images(), cotangent()
-    x, d_y = (a.astype(jnp.bfloat16) for a in (x, d_y))
-    exact = derivatives(False, x.astype(jnp.float32), d_y.astype(jnp.float32))
-    errors = []
-    for fused in (True, False):
-        got = derivatives(fused, x, d_y)
-        assert got[0].dtype == got[3].dtype == jnp.bfloat16
-        errors.append(
-            [
-                float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
-                for a, b in zip(jax.tree.leaves(got[2:]), jax.tree.leaves(exact[2:]), strict=True)
-            ]
-        )
-    assert np.all(np.less_equal(errors[0], errors[1])), errors
+@pytest.mark.parametrize("how", [PLAIN, KERNELS])
+def test_bfloat16_is_nearer_to_float32_than_the_layers_are(how):
+    errors = bfloat16_errors(how)
+    assert np.all(np.less_equal(errors, bfloat16_errors(LAYERS))), errors
+
+
+def test_bfloat16_gradients_of_the_kernels_are_nearer_than_plain_ones():
+    assert np.all(np.less_equal(bfloat16_errors(KERNELS)[:-1], bfloat16_errors(PLAIN)[:-1]))
+
+
+@functools.cache
+def bfloat16_errors(how):
+    """Relative errors of the gradients, that of the image last, against float32."""
+    x, d_y = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (images(), cotangent()))
+    exact = derivatives(LAYERS, *jax.tree.map(lambda a: a.astype(jnp.float32), (x, d_y)))
+    got = derivatives(how, x, d_y)
+    assert got[0].value.dtype == got[3].dtype == jnp.bfloat16
+    return [
+        float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
+        for a, b in zip(jax.tree.leaves(got[2:]), jax.tree.leaves(exact[2:]), strict=True)
+        if jnp.linalg.norm(b) > 0  # the relation's own parameters do not take part
+    ]
+
+
+def lowered(how, platform):
+    """The text of a program with values, keys, queries and all gradients."""
+    program = jax.jit(functools.partial(derivatives.__wrapped__, how))
+    with absent_gpu():
+        return program.trace(images(), cotangent()).lower(lowering_platforms=(platform,)).as_text()
+
+
+# JAX 0.11 and later say so at each lowering.
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+@pytest.mark.parametrize(
+    ("how", "platform", "found"),
+    [(None, "cuda", 1), ("pallas", "cuda", 1), ("xla", "cuda", 0), (None, "cpu", 0)],
+)
+def test_a_gpu_gets_the_kernels(how, platform, found):
+    text = lowered(how, platform)
+    assert [text.count(f'"stem_{name}"') > 0 for name in ("forward", "backward")] == [found] * 2
+
+
+def test_a_jax_without_the_backend_gets_plain_jax(monkeypatch):
+    monkeypatch.setattr(pallas, "backend_gone", lambda: "JAX has no Pallas-Triton")
+    assert "stem_forward" not in lowered(None, "cuda")
 
 
 def test_only_images_in_training_without_strides_are_inputs():
-    stem = Stem(True)
+    stem = Stem(PLAIN)
     assert is_input(stem.layer, stem.norm)
     assert not is_input(ChannelTransformation(16, 10, rngs=nnx.Rngs(0)), stem.norm)
     assert not is_input(ChannelTransformation(3, 10, strides=2, rngs=nnx.Rngs(0)), stem.norm)

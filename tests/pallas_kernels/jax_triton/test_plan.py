@@ -131,14 +131,14 @@ class TestDefault:
         assert self.chosen() == "pallas"
 
     def test_jax_triton_where_it_has_not(self, monkeypatch):
-        monkeypatch.setattr(pallas, "_backend_gone", lambda: "JAX has no Pallas-Triton")
+        monkeypatch.setattr(pallas, "backend_gone", lambda: "JAX has no Pallas-Triton")
         monkeypatch.setattr(stack, "missing", lambda: None)
         assert self.chosen() == "jax_triton"
         dilated = dataclasses.replace(SMALL, spec=dataclasses.replace(SMALL.spec, dilation=2))
         assert self.chosen(dilated) is None  # xla then, as on every other platform
 
     def test_xla_without_the_packages_either(self, monkeypatch):
-        monkeypatch.setattr(pallas, "_backend_gone", lambda: "JAX has no Pallas-Triton")
+        monkeypatch.setattr(pallas, "backend_gone", lambda: "JAX has no Pallas-Triton")
         monkeypatch.setattr(stack, "missing", lambda: "the package triton is not installed")
         assert self.chosen() is None
 
