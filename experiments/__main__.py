@@ -17,8 +17,8 @@ GROUPS = {
     "Try out": ("photographs", "transfer"),
     "Prepare a machine": ("doctor", "prepare_imagenet"),
     "Measure": (
-        "gpu_report", "benchmark_networks", "benchmark_input", "compare_kernels", "measure_saving",
-        "step_memory",
+        "gpu_report", "benchmark_networks", "benchmark_torch", "benchmark_input", "compare_kernels",
+        "measure_saving", "step_memory",
         "step_model",
     ),
 }  # fmt: skip

@@ -27,6 +27,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from experiments.cli.host_memory import keep_freed_memory
 from experiments.cli.stdout import leave_closed_pipe, print_lines
 from experiments.config import SECTIONS, Config, ConfigError
 from lrnet_jax.data import BadImageError, DamagedDatasetError, MissingDatasetError
@@ -90,6 +91,7 @@ def run(main: Main, define_flags: DefineFlags) -> None:
                 os._exit(USAGE_ERROR)
             return USAGE_ERROR
 
+    keep_freed_memory()  # before JAX allocates
     app.run(guarded, flags_parser=_leave_to_command)
 
 
