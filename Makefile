@@ -1,8 +1,8 @@
-# Everything on a fresh machine with Python (3.12, 3.13 or 3.11) and make:  make quickstart,  make test
+# Everything on a fresh machine with Python (3.12, 3.13, 3.14 or 3.11) and make:  make quickstart,  make test
 
 # The first of these that runs; `pyenv` has names of Pythons that it does not run.
 ifndef PYTHON
-PYTHON := $(firstword $(foreach p,python3.11 python3.12 python3.13 python3,\
+PYTHON := $(firstword $(foreach p,python3.12 python3.13 python3.14 python3.11 python3,\
   $(shell $(p) -c 'import sys; print(sys.executable)' 2>/dev/null)))
 endif
 VENV   ?= .venv
@@ -24,7 +24,7 @@ PIP    := -m pip install --quiet --disable-pip-version-check
 # Each process gets neighbouring tests, which share their fixtures, and takes over others at the end.
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
-.PHONY: help env quickstart test test-fast test-isa test-slow test-flax test-interpreted test-prepare test-onnx test-wheel wheel test-compiled inspect emulate sanitize chaos docs lint format lock clean
+.PHONY: help env quickstart test test-fast test-isa test-slow test-flax test-interpreted test-prepare test-onnx test-wheel wheel test-compiled inspect emulate sanitize chaos docs links lint format lock clean
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
@@ -45,6 +45,7 @@ help:
 	@echo "make inspect      NVIDIA's compiler, to look at the GPU kernels without a GPU"
 	@echo "make chaos        kill runs at random moments, corrupt checkpoints, fill disks (CHAOS_KILLS=20)"
 	@echo "make docs         the documentation site, with its notebooks executed"
+	@echo "make links        whether the links to other sites are answered; needs the internet"
 	@echo "make lint         formatter, linter, type checker"
 	@echo "make lock         resolve the dependencies again"
 	@echo "PYTHON=python3.12 VENV=.venv-3.12 choose the interpreter and the environment, JOBS=8 the test processes"
@@ -55,7 +56,7 @@ env: $(READY)
 
 # The C++ implementation is compiled by the last step, if there is a compiler.
 $(READY): $(LOCK) pyproject.toml setup.py $(wildcard pallas_kernels/native/*.cc pallas_kernels/native/*.h pallas_kernels/native/build.py)
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else f"lrnet-jax needs Python 3.11 to 3.13, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 15) else f"lrnet-jax needs Python 3.11 to 3.14, $(PYTHON) is {v[0]}.{v[1]}; make PYTHON=python3.12")'
 	$(if $(OTHER),@echo "$(VENV) has JAX for $(OTHER); it is made anew for $(ACCELERATOR)")
 	$(PYTHON) -m venv $(if $(OTHER),--clear )$(VENV)
 	$(PY) $(PIP) --require-hashes -r $(LOCK)
@@ -191,6 +192,10 @@ $(DOCS): $(READY) requirements-docs.lock
 docs: $(DOCS)
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR) $(PY) -m sphinx -W --keep-going -q -b html docs build/docs
 	@echo "open build/docs/index.html"
+
+# Not part of CI, which must not fail because another site is down.
+links: $(DOCS)
+	JAX_PLATFORMS=cpu PYTHONPATH=$(CURDIR) $(PY) -m sphinx -q -b linkcheck -D nb_execution_mode=off docs build/links
 
 lint: $(READY)
 	$(PY) -m ruff format --check .

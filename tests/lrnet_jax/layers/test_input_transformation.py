@@ -144,8 +144,10 @@ def test_large_means_do_not_cancel_the_variance():
 
 @pytest.mark.parametrize("how", [PLAIN, KERNELS])
 def test_bfloat16_is_nearer_to_float32_than_the_layers_are(how):
+    # A sum in float32 can come out exact in one of the two.
+    bounds = np.maximum(bfloat16_errors(LAYERS), 8 * np.finfo(np.float32).eps)
     errors = bfloat16_errors(how)
-    assert np.all(np.less_equal(errors, bfloat16_errors(LAYERS))), errors
+    assert np.all(np.less_equal(errors, bounds)), errors
 
 
 def test_bfloat16_gradients_of_the_kernels_are_nearer_than_plain_ones():

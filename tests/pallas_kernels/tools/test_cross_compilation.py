@@ -118,8 +118,6 @@ def test_jax_still_has_the_backend():
     assert unsupported(SMALL.spec, make_inputs(SMALL)) is None
 
 
-# JAX 0.11 and later say so at each lowering.
-@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
 def test_one_artifact_for_cpu_and_cuda():
     """Exported without a GPU; the CPU half runs, the CUDA half holds the kernel."""
     inputs = make_inputs(SMALL)
