@@ -171,8 +171,9 @@ def bfloat16_errors(how):
 def lowered(how, platform):
     """The text of a program with values, keys, queries and all gradients."""
     program = jax.jit(functools.partial(derivatives.__wrapped__, how))
+    arguments = images(), cotangent()
     with absent_gpu():
-        return program.trace(images(), cotangent()).lower(lowering_platforms=(platform,)).as_text()
+        return program.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
 
 # JAX 0.11 and later say so at each lowering.
