@@ -84,5 +84,5 @@ def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> Ca
         mean = np.bincount(places, confidence, bins) / count
         accuracy = np.bincount(places, right, bins) / count
     gaps = np.abs(accuracy - mean)[count > 0]
-    error = float(np.sum(count[count > 0] * gaps) / max(1, count.sum()))
+    error = float(np.sum(count[count > 0] * gaps) / max(1, int(count.sum())))
     return Calibration(edges, count, mean, accuracy, error)
