@@ -14,14 +14,13 @@ import pathlib
 
 from absl import flags
 
-from experiments.bench import hlo_text, step_time
-from experiments.bench.compiled_step import compile_step
+from experiments.bench import step_time
+from experiments.bench.compiled_step import plan_step
 from experiments.bench.step_time import Cost
 from experiments.cli import bench_flags, command_line
 from experiments.config import ConfigError
 from pallas_kernels.tools import cross_compilation
 from pallas_kernels.tools.cross_compilation import GPUS
-from pallas_kernels.tools.empty_kernels import empty_kernels
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
@@ -51,10 +50,8 @@ def main(options: flags.FlagValues) -> None:
     for name, variant in bench_flags.chosen_networks(options).items():
         if options.remat is not None:
             variant = dataclasses.replace(variant, remat=options.remat)
-        with empty_kernels():
-            compiled = compile_step(variant, gpu, options.batch_size, side)
-        memory[name] = compiled.memory_analysis().temp_size_in_bytes
-        costs[name] = step_time.step_costs(hlo_text.parse(compiled.as_text()), variant, gpu)
+        step = plan_step(variant, gpu, options.batch_size, side)
+        memory[name], costs[name] = step.temp_bytes, step.costs
     print(f"MODEL, not measured: {gpu.name}, batch {options.batch_size}, {side}x{side}, ", end="")
     print(options.dtype)
     print(describe(costs, memory))

@@ -1,16 +1,22 @@
 """The training step of a network, compiled for a GPU that this machine need not have."""
 
+import dataclasses
 import math
 import re
+import time
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from experiments.bench import hlo_text
 from experiments.bench.network_programs import make_training_step
+from experiments.bench.step_time import Cost, step_costs
 from lrnet_jax.training.devices import AXIS
-from lrnet_jax.variant import Variant
+from lrnet_jax.variant import Remat, Variant
 from pallas_kernels.tools.cross_compilation import Gpu, absent_mesh, compile_for
+from pallas_kernels.tools.empty_kernels import empty_kernels
 
 
 def compile_step(variant: Variant, gpu: Gpu, batch_size: int, image_size: int) -> Any:
@@ -49,3 +55,60 @@ def largest_array(text: str) -> LargestArray:
         for kind, sizes in re.findall(r"= (\w+\[([\d,]+)\])", text)
     }
     return LargestArray(*max(found.items(), key=lambda item: item[1]))
+
+
+class PlannedStep(NamedTuple):
+    """What is known of a compiled training step without running it.
+
+    Attributes:
+      temp_bytes: temporary memory by XLA's plan.
+      costs: of each kernel, by the model of `step_time`.
+      kernels: number of Pallas kernels.
+      largest: array of the program.
+      compile_seconds: to trace, lower and compile it.
+    """
+
+    temp_bytes: int
+    costs: list[Cost]
+    kernels: int
+    largest: LargestArray
+    compile_seconds: float
+
+    @property
+    def milliseconds(self) -> float:
+        """Time of the step by the model, not measured."""
+        return 1e3 * sum(cost.seconds for cost in self.costs)
+
+
+def plan_step(variant: Variant, gpu: Gpu, batch_size: int, image_size: int) -> PlannedStep:
+    """Compiles a step with empty kernel bodies, on which neither memory nor model depends."""
+    start = time.perf_counter()
+    with empty_kernels():
+        compiled = compile_step(variant, gpu, batch_size, image_size)
+    seconds, text = time.perf_counter() - start, compiled.as_text()
+    return PlannedStep(
+        compiled.memory_analysis().temp_size_in_bytes,
+        step_costs(hlo_text.parse(text), variant, gpu),
+        text.count("__gpu$xla.gpu.triton"),
+        largest_array(text),
+        seconds,
+    )
+
+
+def with_policies(
+    variants: Mapping[str, Variant], policies: Iterable[Remat]
+) -> dict[tuple[str, Remat], Variant]:
+    """The variants by name and remat: each policy, or their own where there is none."""
+    policies = tuple(policies)
+    return {
+        (name, policy): dataclasses.replace(variant, remat=policy)
+        for name, variant in variants.items()
+        for policy in policies or (variant.remat,)
+    }
+
+
+def peer(name: str, names: Iterable[str]) -> str:
+    """The network beside which one is put: its ResNet among `names`, else the first of them."""
+    names = list(names)
+    resnet = name.partition(":")[0].replace("lrnet", "resnet")
+    return resnet if resnet in names else names[0]
