@@ -11,7 +11,7 @@ def relu(x: jax.Array) -> jax.Array:
     The derivative of jax.nn.relu looks at x, and so keeps x for the backward pass. The output says
     the same, and the next layer keeps that anyway.
     """
-    return jnp.maximum(x, 0)
+    return jnp.maximum(x, 0.0)  # an integer 0 makes float64 of it in jax2onnx
 
 
 # For y > 0, XLA would compare the input with 0 after all.

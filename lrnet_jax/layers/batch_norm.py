@@ -131,7 +131,7 @@ def _affine(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) 
 
 
 def _rectified(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
-    return jnp.maximum(_affine(dtype, x, gain, offset), 0)
+    return jnp.maximum(_affine(dtype, x, gain, offset), 0.0)  # see `relu`
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))

@@ -26,8 +26,8 @@ from tests.experiments.tiny_run import tiny
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A checkpoint for inference, of a network with priors and with statistics of its own."""
-    config = tiny(**{"model.dtype": "bfloat16"})
+    """A checkpoint for inference, of a network with a pool, priors and statistics of its own."""
+    config = tiny(**{"model.dtype": "bfloat16", "model.stem_pool": "true"})
     model = lrnet_jax.create_from_variant(config.model, 10, nnx.Rngs(0))
     model(jax.random.normal(jax.random.key(0), (4, 28, 28, 3)))
     _, params, batch_stats = split(model)
