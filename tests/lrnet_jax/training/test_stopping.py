@@ -37,8 +37,9 @@ def test_the_first_signal_is_answered(capfd):
 
 # Computes in C for half a minute, as a compiler does.
 BUSY = """
-import hashlib, sys
+import hashlib, signal
 from lrnet_jax.training.stopping import StopRequest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits SIG_IGN
 with StopRequest() as stop:
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 60_000_000)
