@@ -9,13 +9,16 @@ The operator is written as the reference has it, which unfolds the windows. Opse
 1.18.
 """
 
+import contextlib
 import logging
 import pathlib
 import shlex
+import unittest.mock
 import warnings
 from typing import Any
 
 import jax
+import jax.extend.core
 import numpy as np
 
 import lrnet_jax
@@ -127,7 +130,7 @@ def _convert(path: pathlib.Path, model: lrnet_jax.Network, preprocessing: Prepro
     level = logging.getLogger("onnx_ir").level
     logging.getLogger("onnx_ir").setLevel(logging.ERROR)  # it says of most tensors what it skips
     try:
-        with warnings.catch_warnings(), without_switch():
+        with warnings.catch_warnings(), without_switch(), _name_that_moved():
             warnings.simplefilter("ignore")  # the converter's own
             written = to_onnx(
                 modules.network_function(model, preprocessing),
@@ -141,6 +144,13 @@ def _convert(path: pathlib.Path, model: lrnet_jax.Network, preprocessing: Prepro
         logging.getLogger("onnx_ir").setLevel(level)
     onnx.checker.check_model(written)
     onnx.save(written, path)
+
+
+def _name_that_moved() -> contextlib.AbstractContextManager[object]:
+    """The converter finds `ClosedJaxpr` where JAX had it before 0.11."""
+    return unittest.mock.patch.object(
+        jax._src.core, "ClosedJaxpr", jax.extend.core.ClosedJaxpr, create=True
+    )
 
 
 def _require() -> None:
