@@ -105,7 +105,7 @@ def test_lrnet50_beside_resnet50_in_memory(steps):
 @needs_compiler
 def test_lrnet50_beside_resnet50_in_modelled_time(steps):
     seconds = {name: sum(cost.seconds for cost in costs) for name, (_, costs) in steps.items()}
-    assert seconds["lrnet50"] <= 1.8 * seconds["resnet50"]
+    assert seconds["lrnet50"] <= 1.7 * seconds["resnet50"]
 
 
 @needs_compiler
