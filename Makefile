@@ -150,7 +150,7 @@ EMULATED_TRITON ?= odd/partial_group,odd/multiplication_depth16,odd/no_softmax
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images
 emulate: $(CUDA)/.installed
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED)' --arch=9.0 \
-	  --strip=2 --warps=1 --route=plugin
+	  --strip=2 --warps=1
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.stem.emulate_stem
 	PYTHONPATH=$(CUDA):$(PTXSIM) $(PY) -m tests.pallas_kernels.pallas.emulate --shapes='$(EMULATED_TRITON)' --arch=8.0,9.0 \
 	  --strip=2 --warps=1 --implementation=jax_triton

@@ -225,7 +225,7 @@ def test_compiled_kernels_executed(bug, code, implementation):
     command = [
         sys.executable, "-m", "tests.pallas_kernels.pallas.emulate",
         "--shapes=odd/fewer_channels_than_group", "--arch=9.0", "--dtypes=bfloat16",
-        "--strip=2", "--warps=1", "--route=plugin", f"--implementation={implementation}",
+        "--strip=2", "--warps=1", f"--implementation={implementation}",
     ]  # fmt: skip
     if bug:
         command.append("--plant-bug")

@@ -127,7 +127,7 @@ def test_no_spills(gpu, name, dtype):
 def test_compiled_kernels_executed(bug, code):
     command = [
         sys.executable, "-m", "tests.pallas_kernels.pallas.stem.emulate_stem",
-        "--problems=ghost", "--arch=9.0", "--dtypes=bfloat16", "--route=plugin",
+        "--problems=ghost", "--arch=9.0", "--dtypes=bfloat16",
     ]  # fmt: skip
     if bug:
         command.append("--plant-bug")
