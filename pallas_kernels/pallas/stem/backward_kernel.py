@@ -41,7 +41,6 @@ def backward(inputs: Inputs, d_maps: Maps, stride: int, *, interpret: bool = Fal
     count, channels = stem.groups * programs, stem.padded_channels
     [(sums, columns)] = call(
         functools.partial(_kernel, stem, blocks, Alu(ptx=not interpret)),
-        stem,
         "stem_backward",
         interpret,
         grid=(programs, stem.groups),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
 from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
@@ -257,10 +258,8 @@ def _divide(x: Vector, by: int) -> tuple[Vector, Vector]:
     return quotient, x - quotient * by
 
 
-def call(kernel: Any, stem: Stem, name: str, interpret: bool, **options: Any) -> Any:
+def call(kernel: Any, name: str, interpret: bool, **options: Any) -> Any:
     """`pl.pallas_call` with what both kernels have in common."""
-    from jax.experimental import pallas as pl
-
     return pl.pallas_call(
         kernel,
         compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),

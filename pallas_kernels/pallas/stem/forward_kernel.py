@@ -27,7 +27,6 @@ def forward(inputs: Inputs, stride: int, *, interpret: bool = False) -> Maps:
     stem, shapes = Stem.of(inputs, stride), map_shapes(inputs, stride)
     [maps] = call(
         functools.partial(_kernel, stem, Alu(ptx=not interpret)),
-        stem,
         "stem_forward",
         interpret,
         grid=(pl.cdiv(stem.group_pixels, stem.pixels), stem.groups),

@@ -33,6 +33,14 @@ def options(*arguments):
     return parse(arguments, train.define_flags)
 
 
+def check_refused(chosen, argument, message):
+    """What a flag chooses is refused in one line."""
+    with pytest.raises(ConfigError) as raised:
+        chosen(options(argument))
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("text", "steps"), [("10:15", [10, 11, 12, 13, 14, 15]), ("7:7", [7]), (None, [])]
 )
@@ -52,10 +60,7 @@ def test_steps(text, steps):
     ],
 )
 def test_bad_steps(text, message):
-    with pytest.raises(ConfigError) as raised:
-        chosen_steps(options(f"--profile_steps={text}"))
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
+    check_refused(chosen_steps, f"--profile_steps={text}", message)
 
 
 def test_writers():
@@ -77,7 +82,4 @@ def test_writers():
     ],
 )
 def test_bad_writers(text, message):
-    with pytest.raises(ConfigError) as raised:
-        chosen_writers(options(f"--writer={text}"))
-    assert message in str(raised.value)
-    assert "\n" not in str(raised.value)
+    check_refused(chosen_writers, f"--writer={text}", message)
