@@ -5,6 +5,8 @@
         [--implementation=jax_triton] [--table] [--plot=FILE]
     python -m pallas_kernels.tools.instruction_counts --faults --gpu=a100,h100,b200
         --shape='stem,lrnet*' --dtype=bfloat16,float32
+    python -m pallas_kernels.tools.instruction_counts --compare --gpu=a100,h100,b200
+        --shape='stem,lrnet50/*'
 
 It compiles each kernel for the GPU, disassembles it and counts. An issue slot is one instruction of
 one warp. "Per tap" is per (pixel, tap, group), and taps outside the image count too. A kernel has
@@ -14,7 +16,8 @@ program of the average needs the exact pass. The bounds are a MODEL from data-sh
 time: the largest says which resource would limit a kernel that did everything else for free.
 
 The exit code is 1 if a kernel spills registers, or uses shared memory or a barrier in a loop over
-taps. `--faults` looks for these alone, and prints a line for each kernel and their number. It needs
+taps. `--faults` looks for these alone, and prints a line for each kernel and their number.
+`--compare` prints the issue slots per tap of both implementations side by side. All this needs
 `make inspect`: NVIDIA's compiler as wheels, no driver.
 """
 
@@ -39,6 +42,7 @@ from pallas_kernels.tools.kernel_report import PARTS, Report, bounds, report  # 
 from pallas_kernels.tools.shapes import Shape, select  # noqa: E402
 
 DTYPES = ("bfloat16", "float16", "float32")
+IMPLEMENTATIONS = ("pallas", "jax_triton")
 NOUNS = {"kernels": "kernel", "gpu": "GPU", "dtype": "dtype"}
 
 
@@ -128,21 +132,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit code."""
     options = _parse(arguments)
     reason = cross_compilation.missing()
-    if options.implementation == "jax_triton":
+    if options.implementation == "jax_triton" or options.compare:
         reason = stack.missing() or reason
     if reason:
         print(f"cannot compile for a GPU: {reason}", file=sys.stderr)
         return 2
     if options.faults:
         return int(_count_faults(options) > 0)
+    if options.compare:
+        return int(sum(_compare(options, dtype) for dtype in options.dtype) > 0)
     faults = [
-        _compare(options, gpu, dtype)
-        for gpu, dtype in itertools.product(options.gpu, options.dtype)
+        _count(options, gpu, dtype) for gpu, dtype in itertools.product(options.gpu, options.dtype)
     ]
     return int(sum(faults) > 0)
 
 
-def _compare(options: argparse.Namespace, gpu: Gpu, dtype: str) -> int:
+def _count(options: argparse.Namespace, gpu: Gpu, dtype: str) -> int:
     """Prints, and draws, the kernels for one GPU and dtype; the number of faults."""
     title, reports = f"{gpu.name}, batch {options.batch}, {dtype}", {}
     if options.table:
@@ -161,6 +166,27 @@ def _compare(options: argparse.Namespace, gpu: Gpu, dtype: str) -> int:
     if options.plot:
         plot(options.plot, title, reports)
     return sum(len(found.faults) for found in reports.values())
+
+
+def _compare(options: argparse.Namespace, dtype: str) -> int:
+    """Prints the slots of both implementations for all GPUs; the number of faults."""
+    print(f"Issue slots per tap of {' and '.join(IMPLEMENTATIONS)}, and the second by the first")
+    print(f"(batch {options.batch}, {dtype}):\n")
+    print(f"| shape | kernel | {' | '.join(gpu.name for gpu in options.gpu)} |")
+    print("|" + " --- |" * (2 + len(options.gpu)), flush=True)
+    faults = 0
+    for shape, name in itertools.product(options.shape, options.kernels):
+        cells = [shape.name, name]
+        for gpu in options.gpu:
+            both = [
+                report(gpu, shape, jnp.dtype(dtype), name, _tile(options), implementation)
+                for implementation in IMPLEMENTATIONS
+            ]
+            faults += sum(len(found.faults) for found in both)
+            pallas, triton = (found.average for found in both)
+            cells.append(f"{pallas:.2f}, {triton:.2f}: {triton / pallas:.2f}")
+        print(f"| {' | '.join(cells)} |", flush=True)
+    return faults
 
 
 def _tile(options: argparse.Namespace) -> Tile | None:
@@ -211,7 +237,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--implementation", default="pallas", choices=("pallas", "jax_triton"))
+    parser.add_argument("--implementation", default="pallas", choices=IMPLEMENTATIONS)
     parser.add_argument("--gpu", default="h100", help=f"of {', '.join(GPUS)}; with commas")
     parser.add_argument("--shape", default="lrnet50/res2", help="names or patterns, with commas")
     parser.add_argument("--dtype", default="bfloat16", help=f"of {', '.join(DTYPES)}; with commas")
@@ -219,6 +245,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kernels", default=",".join(KERNELS))
     parser.add_argument("--strip", type=int, help="pixels per lane, instead of the tile chosen")
     parser.add_argument("--faults", action="store_true", help="spills and other faults alone")
+    parser.add_argument("--compare", action="store_true", help="both implementations, a table")
     parser.add_argument("--table", action="store_true", help="Markdown, a row per kernel")
     parser.add_argument("--plot", metavar="FILE", help="draw what the slots go into (matplotlib)")
     return parser

@@ -121,6 +121,8 @@ class Report:
         found = []
         if self.kernel.spills:
             found.append(f"{self.kernel.spills} bytes of registers spilled")
+        elif "spill" in self.code.classes():  # arrays that have no registers
+            found.append("local memory")
         for loop in self.code.loops:
             classes = self.code.classes(loop)
             found += [

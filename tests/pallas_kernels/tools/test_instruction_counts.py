@@ -51,6 +51,39 @@ def test_faults_are_counted_over_gpus_dtypes_shapes_and_kernels(spills, code, mo
     assert lines[-1] == f"16 kernels of pallas, {bool(spills):d} with a fault"
 
 
+def test_both_implementations_side_by_side(monkeypatch, capsys):
+    averages = {("NVIDIA A100", "pallas"): 16.0, ("NVIDIA A100", "jax_triton"): 16.4,
+                ("NVIDIA B200", "pallas"): 16.0, ("NVIDIA B200", "jax_triton"): 12.4}  # fmt: skip
+
+    def report(gpu, shape, dtype, name, tile, implementation):
+        kernel = Kernel(name, "", "", grid=1, warps=1, registers=32, spills=0, shared=0)
+        found = Report(kernel, Tile(1), Code(""), 1.0, Use([], [], [], 1.0, 1), {})
+        found.__dict__["average"] = averages[gpu.name[:11], implementation]
+        return found
+
+    monkeypatch.setattr(instruction_counts, "report", report)
+    monkeypatch.setattr(instruction_counts.cross_compilation, "missing", lambda: None)
+    monkeypatch.setattr(instruction_counts.stack, "missing", lambda: None)
+    arguments = "--compare --gpu=a100,b200 --shape=stem --kernels=query,key"
+    assert instruction_counts.main(arguments.split()) == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "| stem | query | 16.00, 16.40: 1.02 | 16.00, 12.40: 0.78 |",
+        "| stem | key | 16.00, 16.40: 1.02 | 16.00, 12.40: 0.78 |",
+    ]
+
+
+def test_local_memory_is_a_fault_without_a_spill_too():
+    code = Code("""
+        /*0000*/                   STL [R1], R8 ;
+        /*0010*/                   EXIT ;
+""")
+    kernel = Kernel("kernel", "", "", grid=1, warps=1, registers=32, spills=0, shared=0)
+    report = Report(kernel, Tile(1), code, 1.0, Use([], [], [], 1.0, 1), {})
+    assert report.faults == ["local memory"]
+    spilling = dataclasses.replace(report, kernel=dataclasses.replace(kernel, spills=8))
+    assert spilling.faults == ["8 bytes of registers spilled"]
+
+
 def test_a_report_follows_the_paths_of_its_kernel_once(monkeypatch):
     calls = []
 
