@@ -9,7 +9,7 @@ NAME is that of the GPU. The parts are
     correctness   every kernel on all shapes and dtypes: the output, four gradients, their error
                   budgets, and whether a second call repeats them to the bit
     sanitizer     the kernels under NVIDIA's compute-sanitizer, where that is installed
-    tune          the fastest tiles of the Pallas kernels, which are kept in tiles.json
+    tune          the fastest tiles of each implementation's kernels, which are kept in tiles.json
     kernels       times of each layer beside what the memory and the arithmetic of this GPU allow,
                   beside xla, a dense 3x3 and a depthwise 7x7 convolution
     steps         training steps of whole networks: images per second, memory, the first step with

@@ -23,6 +23,7 @@ from experiments.bench.kernel_comparison import run_kernels
 from experiments.run.machine import nvidia_gpus
 from pallas_kernels import implementations, local_relation
 from pallas_kernels.tools import benchmark, comparison
+from pallas_kernels.tools import tune as tuning
 from pallas_kernels.tools.shapes import NETWORKS, ODD, SHAPES, Shape
 
 KERNELS = ("pallas", "jax_triton")  # the implementations in question
@@ -176,18 +177,20 @@ def _sanitize(tool: str) -> Result:
 
 
 def tune(setting: Setting) -> list[Unit]:
-    """Measures the tiles of the Pallas kernels, and keeps the fastest."""
-    if setting.interpret or pallas_kernels.pallas.unavailable():
+    """Measures the tiles of each implementation's kernels, and keeps the fastest."""
+    if setting.interpret:
         return []
     shapes = [shape.with_batch(setting.batch_size) for shape in benchmark.select(",".join(TIMED))]
-    return [Unit(shape.name, functools.partial(_tune, shape)) for shape in shapes]
+    return [
+        Unit(f"{shape.name} {kernel}", functools.partial(_tune, shape, kernel))
+        for shape in shapes
+        for kernel in setting.kernels(shape, "bfloat16")
+    ]
 
 
-def _tune(shape: Shape) -> Result:
-    from pallas_kernels.tools import tune as tuning  # imports Pallas-Triton
-
+def _tune(shape: Shape, kernel: str) -> Result:
     lines: list[str] = []
-    tuning.tune([shape], jnp.bfloat16, rounds=5, report=lines.append)
+    tuning.tune([shape], jnp.bfloat16, rounds=5, report=lines.append, implementation=kernel)
     return {"tiles": lines, "summary": f"{len(lines)} kernels"}
 
 

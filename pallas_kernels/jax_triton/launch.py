@@ -14,6 +14,7 @@ from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
+NAME = "jax_triton"  # among the implementations
 PAIRS_FROM = 100  # the first compute capability that multiplies and adds pairs of float32
 
 
@@ -99,6 +100,11 @@ def plan(
     )
 
 
+def tile_of(problem: Problem, kernel: str) -> Tile:
+    """The tile that a kernel runs with; `kernel` is "forward", "query" or "key"."""
+    return tiling.chosen(problem, kernel, NAME)
+
+
 def prior_table(p: Plan, prior: jax.Array | None) -> jax.Array | None:
     """The prior as the kernels read it: (2, Kh + 1, G, Kw padded to 16 bytes) float32.
 
@@ -129,7 +135,7 @@ def call(
 def _forward(spec: Spec, inputs: Inputs, tile: Tile | None) -> tuple[jax.Array, Normalizer | None]:
     from pallas_kernels.jax_triton.kernels import forward as kernels
 
-    tile = tile or tiling.forward_tile(Problem.of(spec, inputs))
+    tile = tile or tile_of(Problem.of(spec, inputs), "forward")
     p, query = plan(spec, inputs, tile), inputs.query
     table = prior_table(p, inputs.prior)
     # A kernel without a prior reads nothing from its place.
@@ -148,7 +154,7 @@ def _backward(
 ) -> Inputs:
     inputs = residuals.inputs
     problem = Problem.of(spec, inputs)
-    for_query, for_key = tiles or (tiling.query_tile(problem), tiling.key_tile(problem))
+    for_query, for_key = tiles or (tile_of(problem, "query"), tile_of(problem, "key"))
     d_query, d_prior, stats = query_gradients(spec, for_query, residuals, d_out)
     shift = residuals.normalizer.shift if residuals.normalizer else None
     d_key, d_value = key_gradients(spec, for_key, inputs, d_out, shift, stats)

@@ -23,7 +23,7 @@ from pallas_kernels.pallas.lanes import operands
 from pallas_kernels.pallas.lanes.memory import Layout
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.query_kernel import query_gradients
-from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile
+from pallas_kernels.pallas.tiling import Tile, chosen
 from pallas_kernels.spec import Inputs, Residuals, Spec
 
 
@@ -46,7 +46,7 @@ def backward(
     """
     inputs = residuals.inputs
     problem = Problem.of(spec, inputs)
-    for_query, for_key = tiles or (query_tile(problem), key_tile(problem))
+    for_query, for_key = tiles or (chosen(problem, "query"), chosen(problem, "key"))
     flat, d_out = in_memory(problem, residuals, d_out)
     d_query, d_prior, stats = query_gradients(problem, for_query, flat, d_out, interpret=interpret)
     shift = flat.normalizer.shift if flat.normalizer else None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
+from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.forward_taps import Program, Results
 from pallas_kernels.pallas.lanes.arithmetic import Alu
 from pallas_kernels.pallas.lanes.channels import Channels
@@ -22,7 +23,7 @@ from pallas_kernels.pallas.lanes.operands import Operands, in_memory
 from pallas_kernels.pallas.output_strip import OutputStrip, output_strips, window_rows
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase, Strips, by_border_case
-from pallas_kernels.pallas.tiling import Tile, forward_tile
+from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Normalizer, Spec
 
 
@@ -42,7 +43,7 @@ def forward(
       normalizer: float32; None without softmax.
     """
     problem, query = Problem.of(spec, inputs), inputs.query
-    tile = tile or forward_tile(problem)
+    tile = tile or tiling.chosen(problem, "forward")
     strips, cases = output_strips(problem, tile, problem.groups * problem.chunks)
     layout = Layout.value(problem)
     pixels = query[..., 0, 0].size

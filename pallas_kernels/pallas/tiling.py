@@ -1,7 +1,8 @@
 """How the kernels cut a problem: pixels per lane, warps per block, strips per lane.
 
-`tiles.json` holds measured tiles (`save`), per device and problem. For other problems a model of
-the instructions decides. It was fitted to disassembled kernels
+`tiles.json` holds measured tiles (`save`), per device, implementation and problem. The kernels in
+the Triton language are cut alike, but other tiles may be their fastest. For other problems a model
+of the instructions decides. It was fitted to disassembled kernels
 (`python -m pallas_kernels.tools.instruction_counts`), not to times:
 
 * By the bounds that this command prints, kernels of stride 1 are limited by instruction issue
@@ -22,7 +23,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -30,6 +31,7 @@ import numpy as np
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.platform_switch import current_platform
 
+PALLAS = "pallas"  # the implementation of rows that name none
 TABLE = pathlib.Path(__file__).with_name("tiles.json")
 MAX_STRIP = 8
 REGISTERS = {"forward": 90, "query": 110, "key": 150}
@@ -64,6 +66,7 @@ class Measurement(TypedDict):
       device: the kind of GPU.
       kernel: "forward", "query" or "key".
       problem: see `describe`.
+      implementation: whose kernel; rows without it are of "pallas".
       microseconds: of one call.
       tile: the fields of `Tile`.
     """
@@ -71,23 +74,21 @@ class Measurement(TypedDict):
     device: str
     kernel: str
     problem: str
+    implementation: NotRequired[str]
     microseconds: float
     tile: dict[str, int]
 
 
-def forward_tile(problem: Problem) -> Tile:
-    """The tile of the forward kernel."""
-    return measured(problem, "forward") or heuristic(problem, "forward")
+def chosen(problem: Problem, kernel: str, implementation: str = PALLAS) -> Tile:
+    """The tile that a kernel runs with: the measured one, else the heuristic's.
 
-
-def query_tile(problem: Problem) -> Tile:
-    """The tile of the kernel for d_query and d_prior."""
-    return measured(problem, "query") or heuristic(problem, "query")
-
-
-def key_tile(problem: Problem) -> Tile:
-    """The tile of the kernel for d_key and d_value; its strip is a multiple of the stride."""
-    return measured(problem, "key") or heuristic(problem, "key")
+    Args:
+      problem: what it computes.
+      kernel: "forward", "query" (d_query and d_prior) or "key" (d_key and d_value). The strip of
+        the last is a multiple of the stride.
+      implementation: whose kernel.
+    """
+    return measured(problem, kernel, implementation=implementation) or heuristic(problem, kernel)
 
 
 def heuristic(problem: Problem, kernel: str) -> Tile:
@@ -139,16 +140,21 @@ def modelled_slots(problem: Problem, kernel: str, strip: int) -> float:
     return total / (rows * taps * useful)
 
 
-def measured(problem: Problem, kernel: str, device: str | None = None) -> Tile | None:
+def measured(
+    problem: Problem, kernel: str, device: str | None = None, implementation: str = PALLAS
+) -> Tile | None:
     """The tile that was fastest on a device; None if none was measured.
 
     Args:
       problem: its batch size does not matter.
       kernel: "forward", "query" or "key".
       device: its name; None takes the GPU of this machine.
+      implementation: whose kernel.
     """
     device = device or gpu_name()
-    found = _table().get((device, kernel, describe(problem))) if device else None
+    if device is None:
+        return None
+    found = _table().get((device, implementation, kernel, describe(problem)))
     return Tile(**found) if found else None
 
 
@@ -172,20 +178,28 @@ def gpu_name() -> str | None:
     return str(jax.devices()[0].device_kind)
 
 
-def save(device: str, kernel: str, problem: Problem, tile: Tile, microseconds: float) -> None:
+def save(
+    device: str,
+    kernel: str,
+    problem: Problem,
+    tile: Tile,
+    microseconds: float,
+    implementation: str = PALLAS,
+) -> None:
     """Adds a measured tile to the table, or replaces it."""
-    place = (device, kernel, describe(problem))
-    rows = [row for row in _rows() if (row["device"], row["kernel"], row["problem"]) != place]
+    place = (device, implementation, kernel, describe(problem))
+    rows = [row for row in _rows() if _place(row) != place]
     rows.append(
         {
             "device": device,
             "kernel": kernel,
             "problem": describe(problem),
+            "implementation": implementation,
             "microseconds": microseconds,
             "tile": dataclasses.asdict(tile),
         }
     )
-    rows.sort(key=lambda row: (row["device"], row["problem"], row["kernel"]))
+    rows.sort(key=lambda row: (row["device"], row["problem"], row["kernel"], _place(row)))
     TABLE.write_text(json.dumps(rows, indent=1) + "\n")
     _table.cache_clear()
 
@@ -194,6 +208,14 @@ def _rows() -> list[Measurement]:
     return json.loads(TABLE.read_text()) if TABLE.exists() else []
 
 
+Place = tuple[str, str, str, str]
+
+
+def _place(row: Measurement) -> Place:
+    """What a row is of."""
+    return row["device"], row.get("implementation", PALLAS), row["kernel"], row["problem"]
+
+
 @functools.cache
-def _table() -> dict[tuple[str, str, str], dict[str, int]]:
-    return {(row["device"], row["kernel"], row["problem"]): row["tile"] for row in _rows()}
+def _table() -> dict[Place, dict[str, int]]:
+    return {_place(row): row["tile"] for row in _rows()}

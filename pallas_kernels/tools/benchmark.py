@@ -11,9 +11,11 @@ of the device counts. Where all local relations of a network were measured, thei
 `python -m experiments.benchmark_networks` measures whole networks, with their 1x1 convolutions and
 the rest.
 
-    python -m pallas_kernels.benchmark --tune [--shapes='lrnet50/*'] [--batch=128]
+    python -m pallas_kernels.benchmark --tune [--implementations=pallas,jax_triton]
+        [--shapes='lrnet50/*'] [--batch=128]
 
-measures tiles of the GPU kernels instead and keeps the fastest in `tiles.json`, per device.
+measures tiles of the GPU kernels instead and keeps the fastest in `tiles.json`, per device and
+implementation.
 """
 
 import argparse
@@ -29,8 +31,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.api import implementations, local_relation
+from pallas_kernels.tools.kernel_programs import MODULES as KERNEL_MODULES
 from pallas_kernels.tools.shapes import LAYERS, Shape, make_cotangent, make_inputs, select
 from pallas_kernels.tools.timing import Program, Timing, interleave, machine, prepare
+from pallas_kernels.tools.tune import tune
 
 DEFAULT_SHAPES = "stem,lrnet26/*"
 CONVOLUTIONS = ("dense_3x3", "depthwise_7x7")
@@ -218,15 +222,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     if options.tune:
-        # Not imported above, because the rest also runs where JAX has no Pallas-Triton.
-        from pallas_kernels.tools.tune import tune
-
         try:
-            tune(shapes, jnp.dtype(options.dtype), options.rounds)
-        except RuntimeError as error:
+            for name in _tuned(shapes, names):
+                tune(shapes, jnp.dtype(options.dtype), options.rounds, implementation=name)
+        except (RuntimeError, ValueError) as error:
             parser.error(str(error))
     else:
         _compare(shapes, names, options)
+
+
+def _tuned(shapes: Sequence[Shape], names: Sequence[str] | None) -> Sequence[str]:
+    """The implementations to tune: the named ones, or those that run all shapes here."""
+    for name in names or ():
+        if name not in KERNEL_MODULES:
+            raise ValueError(f"--tune takes {' and '.join(KERNEL_MODULES)}, got {name!r}")
+    if names:
+        return names
+    supports = [implementations(*s.abstract_inputs(jnp.float32), **s.options) for s in shapes]
+    running = [name for name in KERNEL_MODULES if all(found[name].runs for found in supports)]
+    return running or list(KERNEL_MODULES)  # the first one says why it cannot
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,21 +1,20 @@
 """The three kernels of jax_triton, compiled for an absent GPU, and how programs use them."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.jax_triton import launch, stack
+from pallas_kernels.jax_triton.launch import PixelStats
 from pallas_kernels.jax_triton.plan import Plan
-from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.spec import Inputs, Normalizer, Residuals
 from pallas_kernels.tools import cross_compilation
 from pallas_kernels.tools.cross_compilation import Gpu, Kernel
+from pallas_kernels.tools.kernel_programs import program
 from pallas_kernels.tools.shapes import Shape
 
 
@@ -36,15 +35,10 @@ def compiled(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -
       name: "forward", "query" or "key".
       tile: None for the one that would be used.
     """
-    inputs = shape.abstract_inputs(dtype)
-    problem = Problem.of(shape.spec, inputs)
-    choose = {
-        "forward": tiling.forward_tile, "query": tiling.query_tile, "key": tiling.key_tile
-    }[name]  # fmt: skip
-    run = functools.partial(_run, shape, jnp.dtype(dtype), name, tile or choose(problem))
+    _, _, function, arguments = program(shape, dtype, name, tile, launch.NAME)
     major, minor = gpu.capability
     with stack.target(10 * major + minor), stack.recorded() as calls:
-        jax.eval_shape(run, inputs)
+        jax.eval_shape(function, *arguments)
     [(call, arrays)] = calls
     ptx, shared = call.compile(arrays)
     grid = int(np.prod(call.grid))
@@ -52,21 +46,36 @@ def compiled(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -
     return Compiled(kernel, call.plan)
 
 
-def _run(shape: Shape, dtype: Any, name: str, tile: Tile, inputs: Inputs) -> Any:
-    """Traces one kernel; what others compute for it is any array of that shape."""
-    out = jnp.zeros(shape.out, dtype)
-    number = jnp.zeros(shape.query[:4], jnp.float32)
-    softmax = shape.spec.normalization == "softmax"
-    normalizer = Normalizer(number, number) if softmax else None
-    if name == "forward":
-        return launch.forward(shape.spec, inputs, tile=tile)
-    if name == "query":
-        residuals = Residuals(inputs, out, normalizer)
-        return launch.query_gradients(shape.spec, tile, residuals, out)
-    pairs = jnp.zeros((*number.shape, 2), jnp.float32)
-    severity = jnp.zeros((shape.batch, shape.height), jnp.int32)
-    stats = launch.PixelStats(pairs, severity) if softmax else None
-    return launch.key_gradients(shape.spec, tile, inputs, out, number if softmax else None, stats)
+def _forward(problem: Problem, tile: Tile, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
+    return launch.forward(problem.spec, inputs, tile=tile)
+
+
+def _query(
+    problem: Problem,
+    tile: Tile,
+    inputs: Inputs,
+    out: jax.Array,
+    d_out: jax.Array,
+    normalizer: Normalizer | None,
+) -> tuple[jax.Array, jax.Array | None, PixelStats | None]:
+    residuals = Residuals(inputs, out, normalizer)
+    return launch.query_gradients(problem.spec, tile, residuals, d_out)
+
+
+def _key(
+    problem: Problem,
+    tile: Tile,
+    inputs: Inputs,
+    d_out: jax.Array,
+    shift: jax.Array | None,
+    pairs: jax.Array | None,
+    severity: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    stats = PixelStats(pairs, severity) if pairs is not None and severity is not None else None
+    return launch.key_gradients(problem.spec, tile, inputs, d_out, shift, stats)
+
+
+FUNCTIONS = {"forward": _forward, "query": _query, "key": _key}
 
 
 def border_cases(plan: Plan) -> list[BorderCase]:

@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import pallas
+from pallas_kernels.api import implementations
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.query_taps import PLAIN, PixelStats
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.platform_switch import current_platform
 from pallas_kernels.spec import Normalizer
 from pallas_kernels.tools.kernel_programs import KERNELS, program
 from pallas_kernels.tools.shapes import Shape
@@ -34,9 +34,9 @@ def choices(problem: Problem, kernel: str) -> list[Tile]:
     return [first, *sorted(found - {first}, key=lambda x: (x.strip, x.warps, x.strips_per_lane))]
 
 
-def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
+def arguments(shape: Shape, dtype: Any, kernel: str, implementation: str = "pallas") -> list[Any]:
     """Arrays for `program`. With them kernels take the same path as with trained networks."""
-    problem, _, _, avals = program(shape, dtype, kernel, None)
+    problem, _, _, avals = program(shape, dtype, kernel, None, implementation)
     draw = iter(jax.random.split(jax.random.key(0), 8))
 
     def normal(x: Any) -> Any:
@@ -49,10 +49,9 @@ def arguments(shape: Shape, dtype: Any, kernel: str) -> list[Any]:
         arrays += [normal(x) for x in avals[1:3]]
         arrays.append(Normalizer(shift, uniform) if problem.softmax else None)
     elif kernel == "key":
-        pairs = jnp.stack([uniform.reshape(-1), shift.reshape(-1)], 1).reshape(-1)
-        rows = problem.batch * problem.height
-        stats = PixelStats(pairs, jnp.full((rows,), PLAIN, jnp.int32))
-        arrays += [normal(avals[1]), *((shift, stats) if problem.softmax else (None, None))]
+        arrays.append(normal(avals[1]))
+        pairs, plain = jnp.stack([uniform, shift], -1), jnp.zeros(shape.value[:2], jnp.int32)
+        arrays += (shift, pairs, plain) if problem.softmax else (None, None, None)
     return arrays
 
 
@@ -73,6 +72,7 @@ def tune(
     dtype: Any,
     rounds: int = 10,
     report: Callable[[str], None] = print,
+    implementation: str = "pallas",
 ) -> None:
     """Measures and saves the fastest tile of each kernel and shape, one after the other.
 
@@ -83,27 +83,40 @@ def tune(
       dtype: of the arrays.
       rounds: of `CALLS` calls; the least counts, since noise only adds.
       report: gets a line per kernel and shape.
+      implementation: whose kernels.
 
     Raises:
-      RuntimeError: there is no GPU that runs the kernels.
+      RuntimeError: there is no GPU, or a shape cannot run. Nothing was measured.
     """
-    reason = pallas.unavailable()
-    device = tiling.gpu_name()
-    if reason or device is None:
-        raise RuntimeError(f"nothing to tune: {reason}")
+    shapes, device = list(shapes), tiling.gpu_name()
+    if device is None:
+        found = current_platform()
+        raise RuntimeError(f"nothing to tune: JAX computes on {found} here, not on an NVIDIA GPU")
+    for shape in shapes:
+        support = implementations(*shape.abstract_inputs(dtype), **shape.options)
+        if not support[implementation].runs:
+            reason = support[implementation].reason
+            raise RuntimeError(f"{implementation} cannot run {shape.name}: {reason}")
     for shape in shapes:
         for kernel in KERNELS:
-            problem = program(shape, dtype, kernel, None).problem
-            arrays = arguments(shape, dtype, kernel)
-            times: dict[Tile, float] = {}
-            for tile in choices(problem, kernel):
-                function = program(shape, dtype, kernel, tile).function
-                times[tile] = seconds(function, arrays, rounds)
-            first = tiling.heuristic(problem, kernel)
-            best = min(times, key=lambda tile: times[tile])
-            tiling.save(device, kernel, problem, best, round(times[best] * 1e6, 2))
-            report(
-                f"{shape.name} {kernel}: {best} {times[best] * 1e6:.1f} us, "
-                f"{times[best] / times[first]:.3f} of the heuristic's {first}, "
-                f"{len(times)} measured"
-            )
+            line = _tune(shape, dtype, kernel, rounds, device, implementation)
+            report(f"{implementation} {shape.name} {kernel}: {line}")
+
+
+def _tune(
+    shape: Shape, dtype: Any, kernel: str, rounds: int, device: str, implementation: str
+) -> str:
+    """Measures one kernel, keeps its fastest tile, and says in a line what was found."""
+    problem = program(shape, dtype, kernel, None, implementation).problem
+    arrays = arguments(shape, dtype, kernel, implementation)
+    times: dict[Tile, float] = {}
+    for tile in choices(problem, kernel):
+        function = program(shape, dtype, kernel, tile, implementation).function
+        times[tile] = seconds(function, arrays, rounds)
+    first = tiling.heuristic(problem, kernel)
+    best = min(times, key=lambda tile: times[tile])
+    tiling.save(device, kernel, problem, best, round(times[best] * 1e6, 2), implementation)
+    return (
+        f"{best} {times[best] * 1e6:.1f} us, {times[best] / times[first]:.3f} of the heuristic's "
+        f"{first}, {len(times)} measured"
+    )

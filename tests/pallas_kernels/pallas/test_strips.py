@@ -11,7 +11,7 @@ import pytest
 from pallas_kernels.pallas import key_strip, output_strip
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import MAX_BORDER_CASES, Strips
-from pallas_kernels.pallas.tiling import Tile, key_tile, query_tile
+from pallas_kernels.pallas.tiling import Tile, chosen
 from pallas_kernels.spec import Inputs
 from pallas_kernels.tools.shapes import NETWORKS, ODD, SHAPES
 
@@ -125,8 +125,8 @@ def test_loops_over_window_rows_reach_every_row_of_the_image(name):
     p = problem(SHAPES[name])
     spec, (ho, _) = p.spec, p.out_size
     kh, pad = spec.kernel_size[0], spec.padding[0]
-    outputs, _ = output_strip.output_strips(p, query_tile(p), p.groups)
-    keys, _ = key_strip.key_strips(p, key_tile(p))
+    outputs, _ = output_strip.output_strips(p, chosen(p, "query"), p.groups)
+    keys, _ = key_strip.key_strips(p, chosen(p, "key"))
     for first, strip, images, _ in programs(outputs):
         start, end = output_strip.window_rows(p, outputs, first)
         rows = np.asarray(outputs.place(first, strip, images).row)
@@ -150,7 +150,7 @@ def test_loops_over_window_rows_reach_every_row_of_the_image(name):
 
 def test_window_rows_outside_the_image_are_skipped():
     p = problem(SHAPES["lrnet50/res5"], batch=128)
-    strips, _ = output_strip.output_strips(p, query_tile(p), p.groups)
+    strips, _ = output_strip.output_strips(p, chosen(p, "query"), p.groups)
     firsts = jnp.arange(strips.grid[0]) * strips.lanes_per_program
     start, end = jax.vmap(lambda x: output_strip.window_rows(p, strips, x))(firsts)
     assert float((end - start).mean()) < 6.5  # of 7; 5.3 if every program were within one row

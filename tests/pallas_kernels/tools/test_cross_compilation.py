@@ -1,6 +1,7 @@
 """The kernels compiled for GPUs that are not here, and the tools that read the machine code."""
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -13,11 +14,11 @@ import pytest
 from jax import export
 
 from pallas_kernels import local_relation
-from pallas_kernels.jax_triton import stack
-from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, unsupported
+from pallas_kernels.jax_triton import launch, stack
+from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu, tiling, unsupported
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, measured, save
-from pallas_kernels.spec import Inputs, Spec
+from pallas_kernels.spec import Inputs, Residuals, Spec
 from pallas_kernels.tools.cross_compilation import GPUS, Kernel, missing
 from pallas_kernels.tools.sass import Code
 from pallas_kernels.tools.shapes import NETWORKS, SHAPES, Shape, make_inputs
@@ -108,6 +109,51 @@ class TestTiles:
         assert measured(other, "key", "some GPU") is None
         assert measured(this, "key", "another GPU") is None
         assert describe(this) != describe(other)
+
+    def test_every_implementation_has_its_tiles(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tiling, "TABLE", tmp_path / "tiles.json")
+        this = problem(SHAPES["lrnet50/res2"])
+        save("some GPU", "key", this, Tile(4, 8), 2.0)
+        save("some GPU", "key", this, Tile(2, 8), 1.0, "jax_triton")
+        save("some GPU", "key", this, Tile(2, 2), 1.0, "jax_triton")  # in place of the last
+        assert measured(this, "key", "some GPU") == Tile(4, 8)
+        assert measured(this, "key", "some GPU", "jax_triton") == Tile(2, 2)
+        assert measured(this, "query", "some GPU", "jax_triton") is None
+
+    def test_rows_that_name_no_implementation_are_of_pallas(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(tiling, "TABLE", tmp_path / "tiles.json")
+        this = problem(SHAPES["lrnet50/res2"])
+        save("some GPU", "key", this, Tile(4, 8), 2.0)
+        [row] = json.loads(tiling.TABLE.read_text())
+        del row["implementation"]  # as it was once written
+        tiling.TABLE.write_text(json.dumps([row]))
+        tiling._table.cache_clear()
+        assert measured(this, "key", "some GPU") == Tile(4, 8)
+        assert measured(this, "key", "some GPU", "jax_triton") is None
+        save("some GPU", "key", this, Tile(2, 8), 1.0)
+        assert measured(this, "key", "some GPU") == Tile(2, 8)
+        assert len(json.loads(tiling.TABLE.read_text())) == 1
+
+    @needs_triton
+    def test_calls_of_triton_have_the_tiles_that_were_measured_for_them(
+        self, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(tiling, "TABLE", tmp_path / "tiles.json")
+        monkeypatch.setattr(tiling, "gpu_name", lambda: "some GPU")
+        shape = SHAPES["odd/partial_group"]
+        inputs = shape.abstract_inputs(jnp.float32)
+        this = Problem.of(shape.spec, inputs)
+        for kernel, warps in (("forward", 1), ("query", 2), ("key", 8)):
+            save("some GPU", kernel, this, Tile(1, warps), 1.0, "jax_triton")
+            save("some GPU", kernel, this, Tile(2, 4), 1.0)
+
+        def both(*arrays):
+            out, normalizer = launch.forward(shape.spec, Inputs(*arrays))
+            return launch.backward(shape.spec, Residuals(Inputs(*arrays), out, normalizer), out)
+
+        with stack.recorded() as calls:
+            jax.eval_shape(both, *inputs)
+        assert [(call.plan.strip, call.warps) for call, _ in calls] == [(1, 1), (1, 2), (1, 8)]
 
 
 SMALL = Shape("small", 5, 7, 12, Spec((3, 3), 8))
