@@ -9,7 +9,7 @@ Each run is `python -m experiments.train` in a process of its own. Its workdir i
 RUNS/seedN/RECIPE with --seeds, which runs all recipes with one seed before the next seed. A run
 that is finished is skipped, also if it computed the same under another name. An unfinished run
 resumes from its checkpoint. `tableN/*` is every recipe of Table N, also of Tables 7 and 8. Changed
-fields apply to all recipes.
+fields apply to all recipes, and so do --writer and --profile_steps, which each training gets.
 
 With --attack, each finished run is then evaluated under that attack, unless its numbers are stored
 already; all flags of an attack of `experiments.evaluate` may be given. A run that fails is listed
@@ -22,7 +22,7 @@ import sys
 
 from absl import flags
 
-from experiments.cli import attack_flags, command_line, config_flags
+from experiments.cli import attack_flags, command_line, config_flags, watch_flags
 from experiments.report.sweep_report import describe_sweep
 from experiments.run.job_runner import run_jobs
 from experiments.run.jobs import match_recipes, parse_seeds, plan_jobs
@@ -39,6 +39,7 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         flag_values=flag_values,
     )  # fmt: skip
     config_flags.define_changes(flag_values)
+    watch_flags.define_flags(flag_values)
     attack_flags.define_flags(flag_values)
 
 
@@ -48,7 +49,8 @@ def main(options: flags.FlagValues) -> int:
     root = pathlib.Path(options.runs)
     seeds = parse_seeds(options.seeds or ())
     jobs = plan_jobs(names, root, config_flags.chosen_changes(options), seeds)
-    failed = run_jobs(jobs, root, attack=attack_flags.chosen_plan(options))
+    watching, attack = watch_flags.typed(options), attack_flags.chosen_plan(options)
+    failed = run_jobs(jobs, root, watching=watching, attack=attack)
     print(describe_sweep(jobs, root))
     if failed:
         print(f"failed: {'; '.join(failed)}", file=sys.stderr)

@@ -55,6 +55,18 @@ def chosen_writers(options: flags.FlagValues) -> list[MetricWriter]:
     return [_make(text) for text in options.writer]
 
 
+def typed(options: flags.FlagValues) -> tuple[str, ...]:
+    """The flags as arguments of `experiments.train`, after a check of their values.
+
+    Raises:
+      ConfigError: the steps are no range, or a writer cannot be made.
+    """
+    chosen_steps(options)
+    chosen_writers(options)
+    steps = [] if options.profile_steps is None else [f"--profile_steps={options.profile_steps}"]
+    return (*steps, *(f"--writer={text}" for text in options.writer))
+
+
 def _make(text: str) -> MetricWriter:
     factory = _find(text)
     writer = factory()

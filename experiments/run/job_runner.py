@@ -9,7 +9,13 @@ from experiments.run.child import Child
 from experiments.run.jobs import Job, finished_run
 
 
-def run_jobs(jobs: Sequence[Job], root: pathlib.Path, *, attack: Plan | None = None) -> list[str]:
+def run_jobs(
+    jobs: Sequence[Job],
+    root: pathlib.Path,
+    *,
+    watching: Sequence[str] = (),
+    attack: Plan | None = None,
+) -> list[str]:
     """Trains what is not finished, and evaluates it under attack.
 
     SIGINT and SIGTERM end the current run, and no other is started.
@@ -17,6 +23,7 @@ def run_jobs(jobs: Sequence[Job], root: pathlib.Path, *, attack: Plan | None = N
     Args:
       jobs: in their order.
       root: folder of the workdirs, in which finished runs are searched.
+      watching: arguments of every training that change none of its numbers, such as a writer.
       attack: evaluate finished runs under this attack.
 
     Returns:
@@ -27,7 +34,8 @@ def run_jobs(jobs: Sequence[Job], root: pathlib.Path, *, attack: Plan | None = N
     with child.forward_signals():
         for number, job in enumerate(jobs, start=1):
             title = f"[{number}/{len(jobs)}] {job.name}"
-            if not (_train(child, title, job, root) and _attack(child, title, job, root, attack)):
+            trained = _train(child, title, job, root, watching)
+            if not (trained and _attack(child, title, job, root, attack)):
                 failed.append(job.name)
             if child.stopped:
                 print("stopped; rerun the same command to resume", flush=True)
@@ -35,13 +43,14 @@ def run_jobs(jobs: Sequence[Job], root: pathlib.Path, *, attack: Plan | None = N
     return failed
 
 
-def _train(child: Child, title: str, job: Job, root: pathlib.Path) -> bool:
+def _train(child: Child, title: str, job: Job, root: pathlib.Path, watching: Sequence[str]) -> bool:
     """Trains a job unless it is finished; False if it fails."""
     if (run := finished_run(job, root)) is not None:
         print(f"{title}: finished in {run.workdir}", flush=True)
         return True
     print(f"{title}: in {job.workdir}", flush=True)
-    arguments = (f"--config={job.config.recipe}", f"--workdir={job.workdir}", *job.changes)
+    recipe = (f"--config={job.config.recipe}", f"--workdir={job.workdir}")
+    arguments = (*recipe, *job.changes, *watching)
     return _run(child, f"{title}: failed", "experiments.train", arguments)
 
 

@@ -19,6 +19,15 @@ from experiments.run.scores import AttackedScores
 from tests.experiments.finished_run import STEP, finish, under_attack
 
 
+class Silent:
+    """A writer of metrics that does nothing."""
+
+    def start(self, run): ...
+    def scalars(self, kind, step, values): ...
+    def sync(self): ...
+    def close(self): ...
+
+
 def sweep(root, recipes, *arguments):
     """Runs the command; returns its exit code."""
     arguments = [f"--recipes={recipes}", f"--runs={root}", *arguments]
@@ -84,6 +93,19 @@ def test_changes_are_for_all_and_checked_first(tmp_path, capsys, started):
     assert "| quickstart_conv | 12.50 | 99.96 | 0.5000 |" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="kernel_size must be odd"):
         sweep(tmp_path / "other", "quickstart", "--config.model.kernel_size=4")
+    assert len(started) == 2
+
+
+def test_each_training_gets_the_flags_of_watching_which_are_checked_first(tmp_path, started):
+    steps, writer = "--profile_steps=10:15", "--writer=tests.experiments.test_sweep:Silent"
+    assert sweep(tmp_path, "quickstart,quickstart_conv", steps, writer) == 0
+    assert [(c["profile_steps"], c["writer"]) for c in started] == [
+        ("10:15", "tests.experiments.test_sweep:Silent")
+    ] * 2
+    with pytest.raises(ConfigError, match="--profile_steps=15:10 ends before it begins"):
+        sweep(tmp_path / "other", "quickstart", "--profile_steps=15:10")
+    with pytest.raises(ConfigError, match="has no class or function 'Absent'"):
+        sweep(tmp_path / "other", "quickstart", "--writer=tests.experiments.test_sweep:Absent")
     assert len(started) == 2
 
 
