@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from lrnet_jax.layers.kept import keep
+
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
@@ -14,5 +16,9 @@ def relu(x: jax.Array) -> jax.Array:
     return jnp.maximum(x, 0.0)  # an integer 0 makes float64 of it in jax2onnx
 
 
-# For y > 0, XLA would compare the input with 0 after all.
-relu.defjvps(lambda tangent, y, x: jnp.where(y == 0, 0, tangent))
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    # The next layer keeps it as well; layers that are computed again need not compute it.
+    y = keep(relu(*primals))
+    # For y > 0, XLA would compare the input with 0 after all.
+    return y, jnp.where(y == 0, 0, tangents[0])

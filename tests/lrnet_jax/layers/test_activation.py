@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lrnet_jax.layers.activation import relu
+from lrnet_jax.layers.kept import recomputed
 
 
 def test_values_and_derivatives_are_those_of_jax():
@@ -28,3 +29,11 @@ def test_the_backward_pass_reads_the_output_and_not_the_input():
     jaxpr = jax.make_jaxpr(backward)(x, x)
     users = [eqn.primitive.name for eqn in jaxpr.eqns if jaxpr.jaxpr.invars[0] in eqn.invars]
     assert len(users) == 1
+
+
+def test_layers_that_are_computed_again_keep_the_output():
+    def backward(x):
+        y, vjp = jax.vjp(recomputed(lambda x: relu(2 * x)), x)
+        return y, vjp(y)
+
+    assert str(jax.make_jaxpr(backward)(jnp.ones(3))).count("= max ") == 1
