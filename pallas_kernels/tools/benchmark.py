@@ -5,11 +5,11 @@
 It compares every implementation that runs here, a dense 3x3 and a depthwise 7x7 convolution of the
 same width and stride. They are compiled ahead of time and run in turn within one process, so that
 a busy machine slows all of them alike: trust the ratios, not the milliseconds. Ratios are to the
-first contestant. Processor time is that of all threads. Temporary memory is what the compiler
-reports, without inputs and outputs. On a GPU each run is several calls in a row, so that the time
-of the device counts. Where all local relations of a network were measured, their sums follow.
-`python -m experiments.benchmark_networks` measures whole networks, with their 1x1 convolutions and
-the rest.
+first row. `ms` is the median, `CPU ms` that of the time of all threads, and `MiB` the temporary
+memory that the compiler reports, without inputs and outputs. On a GPU each run is several calls in
+a row, so that the time of the device counts. Where all local relations of a network were measured,
+their sums follow. `python -m experiments.benchmark_networks` measures whole networks, with their
+1x1 convolutions and the rest.
 
     python -m pallas_kernels.benchmark --tune [--implementations=pallas,jax_triton]
         [--shapes='lrnet50/*'] [--batch=128]
@@ -155,23 +155,32 @@ def _compile(contestant: Contestant, direction: str, cotangent: jax.Array) -> Pr
 
 
 def table(records: Iterable[Record]) -> str:
-    """Records as text; ratios to the first contestant of each shape and pass."""
+    """Records as text, under a heading for each shape and pass; ratios are to its first row."""
     lines = []
     first: dict[tuple[str, str], Record] = {}
     for record in records:
-        base = first.setdefault((record.shape, record.direction), record)
-        seconds, temp = record.seconds, record.temp_bytes
-        spread = " ".join(f"{1e3 * x:.2f}" for x in (seconds.least, seconds.lower, seconds.upper))
-        ratio = seconds.median / base.seconds.median
-        cpu_ratio = seconds.cpu / base.seconds.cpu if base.seconds.cpu else 1.0
-        temp_ratio = f"{temp / base.temp_bytes:7.3f}" if base.temp_bytes else "      -"
-        lines.append(
-            f"{record.shape:<24} {record.direction:<16} {record.name:<14}"
-            f" {ratio:7.3f} {1e3 * seconds.median:9.2f} ms [{spread}]"
-            f" {cpu_ratio:7.3f} {1e3 * seconds.cpu:9.2f} ms"
-            f" {temp_ratio} {temp / 2**20:8.1f} MiB {record.compile_seconds:6.2f} s"
-        )
+        if (record.shape, record.direction) not in first:
+            first[record.shape, record.direction] = record
+            title = f"{record.shape}, {record.direction.replace('_', ' and ')}"
+            lines.append(
+                f"{title:<40} {'ms':>8} {'quartiles':>15} {'ratio':>6} {'CPU ms':>8} {'ratio':>6}"
+                f" {'MiB':>7} {'ratio':>6} {'compile':>8}"
+            )
+        lines.append(_row(record, first[record.shape, record.direction]))
     return "\n".join(lines)
+
+
+def _row(record: Record, base: Record) -> str:
+    seconds, temp = record.seconds, record.temp_bytes
+    quartiles = f"{1e3 * seconds.lower:.2f}-{1e3 * seconds.upper:.2f}"
+    cpu_ratio = seconds.cpu / base.seconds.cpu if base.seconds.cpu else 1.0
+    temp_ratio = f"{temp / base.temp_bytes:6.3f}" if base.temp_bytes else "     -"
+    return (
+        f"  {record.name:<38} {1e3 * seconds.median:8.2f} {quartiles:>15}"
+        f" {seconds.median / base.seconds.median:6.3f}"
+        f" {1e3 * seconds.cpu:8.2f} {cpu_ratio:6.3f}"
+        f" {temp / 2**20:7.1f} {temp_ratio} {record.compile_seconds:6.2f} s"
+    )
 
 
 def whole_networks(records: Sequence[Record]) -> list[Record]:
@@ -261,18 +270,14 @@ def _compare(
 ) -> None:
     """Measures and prints all contestants; writes `--json`."""
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    print(
-        f"{'shape':<24} {'pass':<16} {'contestant':<14} {'ratio':>7} {'median':>9}    [least lower"
-        " upper quartile], processor time: ratio, median; temporary memory: ratio, size; compile"
-    )
     records = []
     for shape in shapes:
         of_shape = measure(shape, names, options.dtype, options.rounds)
-        print(table(of_shape), flush=True)
+        print(f"\n{table(of_shape)}", flush=True)
         records += of_shape
     networks = whole_networks(records)
     if networks:
-        print(table(networks))
+        print(f"\n{table(networks)}")
     if options.json:
         result = {
             "machine": machine(),

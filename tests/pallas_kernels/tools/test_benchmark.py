@@ -17,9 +17,11 @@ def test_measure_compares_all_contestants():
     names = {"reference", "xla", "dense_3x3", "depthwise_7x7"}
     for direction in benchmark.PASSES:
         assert names <= {r.name for r in records if r.direction == direction}
-    text = benchmark.table(records)
-    assert len(text.splitlines()) == len(records)
-    assert " 1.000 " in text.splitlines()[0]
+    lines = benchmark.table(records).splitlines()
+    assert len(lines) == len(records) + len(benchmark.PASSES)
+    assert lines[0].startswith(f"{records[0].shape}, forward ")
+    assert lines[1].split()[0] == records[0].name
+    assert lines[1].split()[3] == "1.000"
 
 
 def test_sums_of_whole_networks():
