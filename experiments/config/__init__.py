@@ -104,9 +104,9 @@ def _marked(mark: str) -> frozenset[str]:
     )
 
 
-FREE = _marked("free")
 # A variant is the library's, which knows nothing of runs: its two fields are named here.
-SAME_RESULT = FREE | _marked("same result") | {"model.implementation", "model.remat"}
+FREE = _marked("free") | {"model.remat"}
+SAME_RESULT = FREE | _marked("same result") | {"model.implementation"}
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -74,7 +74,7 @@ CONFIGS: tuple[Config, ...] = (
     recipe(
         "finetune",
         "lrnet50",
-        model={"dtype": "bfloat16"},
+        model={"dtype": "bfloat16", "remat": "blocks"},
         data=Data(name="folder"),
         optim=_optim(),
         train=Train(

@@ -22,7 +22,7 @@ import dataclasses
 from typing import Any
 
 from experiments.config import Attack, Config, recipe
-from experiments.recipes.imagenet import MODEL
+from experiments.recipes.imagenet import gpu_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,12 +196,15 @@ ROBUST_ROWS: tuple[RobustRow, ...] = (
 
 CONFIGS: tuple[Config, ...] = (
     *(
-        recipe(row.recipe, row.network, model={**MODEL, **row.fields})
+        recipe(row.recipe, row.network, model=gpu_model(row.network, **row.fields))
         for row in PAPER_ROWS
         if row.table < 7
     ),
     *(
-        recipe(row.recipe, row.regular_recipe, model=MODEL, attack=Attack(steps=16))
+        recipe(
+            row.recipe, row.regular_recipe, model=gpu_model(row.regular_recipe),
+            attack=Attack(steps=16),
+        )
         for row in ROBUST_ROWS
     ),
-)
+)  # fmt: skip

@@ -65,7 +65,7 @@ def network_function(
 def with_implementation(model: lrnet_jax.Network, implementation: str | None) -> lrnet_jax.Network:
     """A copy for inference whose local relations run with an implementation of `pallas_kernels`."""
     copy = nnx.clone(model)
-    # Rematerialised blocks cannot be traced with the network's arrays as constants.
+    # There is no backward pass to save memory for, and converters need not know of `checkpoint`.
     copy.variant = dataclasses.replace(model.variant, remat="none")
     for _, module in nnx.iter_modules(copy):
         if isinstance(module, lrnet_jax.LocalRelation):

@@ -47,12 +47,14 @@ class Found(NamedTuple):
       resumed: whether there was a checkpoint.
       damaged: a message for each checkpoint that was set aside.
       progress: the fields of the checkpoint's `Progress`.
+      changed: the fields that have another value than in the checkpoint, which may.
     """
 
     new: bool
     resumed: bool
     damaged: list[str]
     progress: dict[str, Any]
+    changed: list[str]
 
 
 @contextlib.contextmanager
@@ -90,7 +92,7 @@ def open_session(
     with contextlib.ExitStack() as stack:
         stack.enter_context(processes.explain_losses())
         stop = stack.enter_context(StopRequest())
-        found, saver = Found(new, resumed=False, damaged=[], progress={}), None
+        found, saver = Found(new, resumed=False, damaged=[], progress={}, changed=[]), None
         if processes.is_first():
             stack.enter_context(claim_workdir(config, workdir))
             newest, every = config.train.keep_checkpoints, config.train.keep_every
@@ -144,8 +146,12 @@ def _restore(
     if restored is None:
         return found, run
     check_same_images(restored.metadata, dataset)
+    saved = configs.from_dict(restored.metadata["config"])
     found = found._replace(
-        resumed=True, damaged=list(restored.damaged), progress=restored.metadata["progress"]
+        resumed=True,
+        damaged=list(restored.damaged),
+        progress=restored.metadata["progress"],
+        changed=configs.differences(saved, config, ignored=frozenset()),
     )
     return found, run._replace(state=restored.state)
 
@@ -156,6 +162,8 @@ def _beginning(session: Session, found: Found) -> Iterator[str]:
         yield f"{message}; set aside"
     beginning = "new run" if found.new else f"resumed at step {session.step}"
     yield f"{beginning} in {session.workdir}"
+    if found.changed:
+        yield f"it goes on with other settings: {'; '.join(found.changed)}"
     if not found.resumed:
         yield from session.run.origin
     if found.new:

@@ -25,5 +25,28 @@ def keep(x: jax.Array) -> jax.Array:
 
 
 def recomputed(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A call of a module that keeps its arguments and the marked arrays alone."""
-    return nnx.remat(call, policy=_POLICY)
+    """A call of a module that keeps its arguments and the marked arrays alone.
+
+    A module that the call does not change is not touched, so that a network in evaluation mode may
+    be a constant of a traced function. `nnx.remat` would write all variables back.
+    """
+
+    def run(module: Any, *arguments: Any) -> Any:
+        graph, state = nnx.split(module)
+        paths: list[Any] = []
+
+        def pure(state: Any, *arguments: Any) -> Any:
+            inner = nnx.merge(graph, state)
+            before = dict(nnx.to_flat_state(nnx.as_pure(nnx.state(inner))))
+            result = call(inner, *arguments)
+            after = nnx.to_flat_state(nnx.as_pure(nnx.state(inner)))
+            changed = {path: value for path, value in after if value is not before[path]}
+            paths[:] = changed
+            return result, tuple(changed.values())
+
+        result, values = jax.checkpoint(pure, policy=_POLICY)(state, *arguments)
+        if paths:
+            nnx.update(module, nnx.from_flat_state(dict(zip(paths, values, strict=True))))
+        return result
+
+    return run

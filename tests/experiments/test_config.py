@@ -18,7 +18,7 @@ def test_the_papers_recipe():
     """Section 4.1 of the paper."""
     config = RECIPES["lrnet50"]
     assert config.model == dataclasses.replace(
-        lrnet_jax.get_variant("lrnet50"), dtype="bfloat16", batch_norm_images=64
+        lrnet_jax.get_variant("lrnet50"), dtype="bfloat16", batch_norm_images=64, remat="blocks"
     )
     assert (config.train.batch_size, config.train.epochs) == (1024, 110)
     assert (config.optim.learning_rate, config.optim.momentum) == (0.4, 0.9)
@@ -67,15 +67,19 @@ def test_fields_that_may_change():
     free = {
         "data.data_dir", "data.workers", "train.accumulate", "train.log_every", "train.max_loss",
         "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints",
-        "train.keep_every", "train.parallel",
+        "train.keep_every", "train.parallel", "model.remat",
     }  # fmt: skip
     assert free == configs.FREE
     assert free | {
-        "recipe", "model.implementation", "model.remat", "train.eval_batch_size",
-        "train.eval_every_epochs",
+        "recipe", "model.implementation", "train.eval_batch_size", "train.eval_every_epochs",
     } == configs.SAME_RESULT  # fmt: skip
     other = override(override(QUICK, "train.log_every", "7"), "model.remat", "blocks")
-    assert configs.differences(QUICK, other) == ["model.remat: none -> blocks"]
+    assert configs.differences(QUICK, other) == []
+    assert configs.differences(QUICK, other, ignored=frozenset()) == [
+        "model.remat: none -> blocks", "train.log_every: 50 -> 7",
+    ]  # fmt: skip
+    other = override(other, "model.implementation", "xla")
+    assert configs.differences(QUICK, other) == ["model.implementation: None -> xla"]
     assert configs.differences(QUICK, other, ignored=configs.SAME_RESULT) == []
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ from experiments.train import define_flags, train
 from lrnet_jax.data import fashion_mnist_subset
 from lrnet_jax.training import checkpoints
 from lrnet_jax.training.metric_writers import METRICS
-from tests.experiments.tiny_run import assert_same_runs, metrics, tiny
+from tests.experiments.tiny_run import assert_same_runs, metrics, saved, tiny
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,24 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(run, tmp_path, monkeyp
     assert checkpoints.find(workdir).folder.name == "4"
     assert train(tiny(), workdir) == result
     assert_same_runs(whole, workdir)
+
+
+def test_a_run_goes_on_with_another_choice_of_what_is_computed_again(run, tmp_path, capsys):
+    """A run of before a recipe chose `blocks` is resumed by the same command, and says so."""
+    whole, result = run
+    workdir = tmp_path / "older"
+    shutil.copytree(whole, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "8")
+    (workdir / "result.json").unlink()
+    found = train(tiny(**{"model.remat": "blocks"}), workdir)
+    printed = capsys.readouterr()
+    assert "resumed at step 4" in printed.err
+    assert "it goes on with other settings: model.remat: none -> blocks\n" in printed.err
+    assert configs.load(workdir / configs.FILE).model.remat == "blocks"
+    assert found.loss == pytest.approx(result.loss, rel=1e-5)
+    arrays = saved(workdir)
+    for path, expected in saved(whole).items():
+        np.testing.assert_allclose(arrays[path], expected, rtol=1e-4, atol=1e-6, err_msg=path)
 
 
 def test_a_finished_run_is_reported_again_not_trained_again(run, capsys):

@@ -304,6 +304,22 @@ def test_recomputation_changes_nothing_and_repeats_no_product():
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * (1 + np.max(np.abs(b))))
 
 
+@pytest.mark.parametrize("remat", ["stem", "blocks"])
+def test_a_recomputing_network_may_be_a_constant(remat):
+    """In evaluation mode it is not written to, and computes what it does without recomputation."""
+    fields = {"depths": (1,), "stage_channels": (16,), "implementation": "xla"}
+    model, plain = (create(small("lrnet26", remat=name, **fields)) for name in (remat, "none"))
+    x = images(2, 13, 13, 3)
+    for network in (model, plain):
+        network.eval()
+    compiled, expected = (
+        jax.jit(lambda x, n=network: jax.vjp(n, x)[1](jnp.ones((2, 5))))(x)
+        for network in (model, plain)
+    )
+    np.testing.assert_array_equal(compiled, expected)
+    np.testing.assert_allclose(model(x), plain(x), rtol=1e-5)
+
+
 def test_recomputation_of_older_checkpoints_has_a_name():
     assert lrnet_jax.Variant(remat=False).remat == "none"
     assert lrnet_jax.Variant(remat=True).remat == "blocks"

@@ -20,6 +20,22 @@ from lrnet_jax.training.state import init_state
 ROWS = {(row.table, row.recipe): row for row in paper_tables.PAPER_ROWS}
 
 
+def has_local_relations(variant):
+    """Whether all blocks are of local relations, which need more memory than convolutions."""
+    return (variant.operator, variant.scope, variant.non_local_blocks) == (
+        "local_relation", "local", False,
+    )  # fmt: skip
+
+
+def test_lr_networks_save_memory_on_gpus():
+    policies = {name: config.model.remat for name, config in RECIPES.items()}
+    blocks = {"lrnet18", "lrnet50", "lrnet26_modern", "table3/lrnet26_k9", "table9/lrnet26"}
+    assert {policies[name] for name in blocks | {"finetune"}} == {"blocks"}
+    others = {"resnet50", "lrnet26_nl", "nl26", "table3/lrnet26_full", "resnet50_modern"}
+    on_cpu = {"quickstart", "study/lrnet_k7", "transfer/pretrain", "finetune_quick"}
+    assert {policies[name] for name in others | on_cpu} == {"none"}
+
+
 def test_every_row_is_a_recipe():
     assert len(ROWS) == len(paper_tables.PAPER_ROWS)
     counts = {
@@ -34,8 +50,11 @@ def test_every_row_is_a_recipe():
             RECIPES["lrnet50"],
             recipe=row.recipe,
             network=row.network,
-            model=dataclasses.replace(variant, dtype="bfloat16", batch_norm_images=64),
-        )
+            model=dataclasses.replace(
+                variant, dtype="bfloat16", batch_norm_images=64,
+                remat="blocks" if has_local_relations(variant) else "none",
+            ),
+        )  # fmt: skip
         assert 40 < float(row.top1) < float(row.top5 or 100)
 
 

@@ -117,7 +117,7 @@ def test_only_the_outcome_of_several_changes_is_checked():
 def test_another_network_keeps_the_recipes_own_changes():
     config = override(RECIPES["lrnet50"], "network", "resnet26")
     assert config.model == dataclasses.replace(
-        lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64
+        lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64, remat="blocks"
     )
 
 
