@@ -3,7 +3,10 @@
 JAX keeps compiled programs in the folder `jax_compilation_cache_dir`, but Triton runs before that,
 while a program is lowered. So each call is kept there too, as an artifact of `jax.export`: under a
 name that everything it depends on goes into. Files are written under another name and then renamed,
-so any number of processes may start at once.
+so any number of processes may start at once. Each of them compiles, and all write the same.
+
+Nothing depends on this folder: what is missing or damaged is compiled again, and where it cannot be
+written, one warning says so. It holds at most `MAX_BYTES`, without the oldest files.
 """
 
 import contextlib
@@ -12,6 +15,7 @@ import hashlib
 import os
 import pathlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,6 +30,7 @@ CHECKS = tuple(
     for name in ("triton_kernel_call", "triton_kernel_call_ffi")
 )
 DIGEST = 32  # bytes of SHA-256 before the artifact
+MAX_BYTES = 2**28  # a training step of LR-Net-50 needs 24 files of up to 0.2 MB
 
 _folder: contextvars.ContextVar[pathlib.Path | None] = contextvars.ContextVar(
     "folder", default=None
@@ -84,19 +89,49 @@ def name_of(call: stack.Call, shapes: Sequence[Any]) -> str:
 
 
 def read(file: pathlib.Path) -> bytes | None:
-    """The artifact in a file; None if there is none, or if it is damaged."""
+    """The artifact in a file; None if there is none, or if it is damaged or cannot be read."""
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
+    except OSError:  # `write` will say why, unless it replaces the file
         return None
     digest, artifact = data[:DIGEST], data[DIGEST:]
     return artifact if hashlib.sha256(artifact).digest() == digest else None
 
 
 def write(file: pathlib.Path, artifact: bytes) -> None:
-    """Writes a file at once, for readers in other processes."""
+    """Writes a file at once, for readers in other processes; warns if it cannot."""
+    try:
+        _write(file, hashlib.sha256(artifact).digest() + artifact)
+        prune(file.parent)
+    except OSError as error:
+        # The text is the same for all files, so that Python shows it once.
+        why = error.strerror or error
+        text = f"compiled kernels are not kept, each start compiles them: {file.parent}: {why}"
+        warnings.warn(text, stacklevel=1)
+
+
+def _write(file: pathlib.Path, data: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent)
-    with os.fdopen(descriptor, "wb") as f:
-        f.write(hashlib.sha256(artifact).digest() + artifact)
-    pathlib.Path(name).replace(file)
+    temporary = pathlib.Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as f:
+            f.write(data)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def prune(folder: pathlib.Path) -> None:
+    """Removes the oldest files beyond `MAX_BYTES`, also those that a killed process left half."""
+    found = []
+    for file in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process renamed or removed it
+            state = file.stat()
+            found.append((state.st_mtime_ns, state.st_size, file))
+    spare = sum(size for _, size, _ in found) - MAX_BYTES
+    for _, size, file in sorted(found):
+        if spare <= 0:
+            return
+        file.unlink(missing_ok=True)
+        spare -= size

@@ -1,7 +1,14 @@
 """Compiled kernels on disk. What needs Triton runs in `make test-compiled`."""
 
+import contextlib
 import dataclasses
+import errno
 import os
+import pathlib
+import subprocess
+import sys
+import time
+import warnings
 
 os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
@@ -14,6 +21,7 @@ from pallas_kernels.jax_triton import kept, stack
 from pallas_kernels.spec import Spec
 from pallas_kernels.tools.shapes import Shape
 
+ROOT = pathlib.Path(__file__).parents[3]
 SHAPE = Shape("kept", 3, 4, 4, Spec((3, 3), 4))
 
 needs_triton = pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
@@ -41,6 +49,32 @@ def test_a_damaged_file_is_as_none(tmp_path, damage):
     assert kept.read(file) is None
 
 
+def test_the_oldest_files_leave_a_full_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept, "MAX_BYTES", 3 * (kept.DIGEST + 8))
+    for age, name in enumerate("abcde"):
+        kept.write(tmp_path / name, b"artifact")
+        os.utime(tmp_path / name, ns=(age, age))
+        assert kept.read(tmp_path / name) == b"artifact"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["c", "d", "e"]
+
+
+def test_a_folder_without_room_costs_one_warning_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a name that differs")
+
+    monkeypatch.setattr(pathlib.Path, "replace", full)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("default")
+        kept.write(tmp_path / "one", b"artifact")
+        kept.write(tmp_path / "other", b"artifact")
+    [warning] = found
+    assert str(warning.message) == (
+        "compiled kernels are not kept, each start compiles them: "
+        f"{tmp_path}: No space left on device"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_without_a_gpu_nothing_is_kept(tmp_path):
     assert kept.folder() is None
     with kept.keeping(tmp_path):
@@ -52,15 +86,84 @@ def test_a_second_start_compiles_nothing(tmp_path, monkeypatch):
     with kept.keeping(tmp_path):
         first = lowered()
         assert "triton_kernel_call" in first
-        [file] = tmp_path.iterdir()
+        assert len(list(tmp_path.iterdir())) == 1
         with monkeypatch.context() as patch:
             patch.setattr(stack.Call, "run", None)
             assert "triton_kernel_call" in lowered()
             with pytest.raises(TypeError):
                 lowered(dtype=jnp.bfloat16)  # another kernel
-        file.write_bytes(file.read_bytes()[:-1])
-        lowered()  # compiled again
+
+
+@needs_triton
+def test_a_damaged_file_is_compiled_again_and_replaced(tmp_path):
+    with kept.keeping(tmp_path):
+        first = lowered()
+        [file] = tmp_path.iterdir()
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert lowered() == first
         assert kept.read(file) is not None
+        assert list(tmp_path.iterdir()) == [file]
+
+
+@needs_triton
+def test_a_folder_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    warned = pytest.warns(UserWarning, match="not kept, each start compiles them: .*Not a dir")
+    with kept.keeping(tmp_path / "file" / "triton"), warned:
+        text = lowered()
+    assert "triton_kernel_call" in text
+
+
+# A process that waits with the others, lowers a kernel, and prints a hash of the program.
+START = """
+import hashlib, pathlib, sys, time
+from pallas_kernels.jax_triton import kept, stack
+from tests.pallas_kernels.jax_triton.test_kept import lowered
+
+folder, ready, go = map(pathlib.Path, sys.argv[1:4])
+stack.load()
+if go.exists():
+    stack.Call.run = None  # whoever starts later compiles nothing
+ready.touch()
+while not go.exists():
+    time.sleep(0.001)
+with kept.keeping(folder):
+    print(hashlib.sha256(lowered().encode()).hexdigest())
+"""
+
+
+@needs_triton
+def test_eight_processes_start_on_an_empty_folder(tmp_path):
+    """A reader sees whole files only, all processes get the same program, and one file remains."""
+    folder, go = tmp_path / "kept", tmp_path / "go"
+    folder.mkdir()
+
+    def start(name):
+        command = [sys.executable, "-c", START, folder, tmp_path / name, go]
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+        process = started.enter_context(subprocess.Popen(command, **options))
+        started.callback(process.kill)  # if the test fails
+        return process
+
+    with contextlib.ExitStack() as started:
+        processes = [start(f"ready{i}") for i in range(8)]
+        while len(list(tmp_path.glob("ready*"))) < 8:
+            assert all(process.poll() in (None, 0) for process in processes)
+            time.sleep(0.01)
+        go.touch()
+        while any(process.poll() is None for process in processes):
+            for file in folder.glob("local_relation_forward-*"):
+                assert kept.read(file) is not None
+            time.sleep(0.001)
+        results = [process.communicate() for process in processes]
+        assert [process.returncode for process in processes] == [0] * 8, results
+        [program] = {out for out, _ in results}
+        [file] = folder.iterdir()
+        assert file.name.startswith("local_relation_forward-")
+        later = start("later")
+        out, error = later.communicate()
+        assert (later.returncode, out) == (0, program), error
 
 
 @needs_triton
