@@ -33,9 +33,9 @@ def main(options: flags.FlagValues) -> None:
     """Measures the networks, and prints a table of each pass."""
     variants = bench_flags.chosen_networks(options)
     print(" ".join(f"{key}={value}" for key, value in machine().items()))
-    print(
-        f"batch {options.batch_size}, {options.image_size}x{options.image_size}, {options.dtype}\n"
-    )
+    print(f"batch {options.batch_size}, {options.image_size}x{options.image_size}, {options.dtype}")
+    relations = network_programs.describe_relations(variants)
+    print("\n".join([*relations, ""]))
     compiled = {
         name: network_programs.compile_passes(
             variant, batch_size=options.batch_size, image_size=options.image_size
@@ -50,7 +50,7 @@ def main(options: flags.FlagValues) -> None:
         print(f"{network_programs.describe_measurements(kind, measured)}\n")
     if options.json:
         settings = {**options.flag_values_dict(), "networks": ",".join(variants)}
-        figures = {"machine": machine(), **settings, "results": results}
+        figures = {"machine": machine(), **settings, "relations": relations, "results": results}
         pathlib.Path(options.json).write_text(json.dumps(figures, indent=2))
 
 

@@ -21,7 +21,12 @@ import jax
 from absl import flags
 
 from experiments.bench import torch_networks
-from experiments.bench.network_programs import CLASSES, PASSES, compile_passes
+from experiments.bench.network_programs import (
+    CLASSES,
+    PASSES,
+    compile_passes,
+    describe_relations,
+)
 from experiments.cli import bench_flags, command_line
 from experiments.config import ConfigError
 from pallas_kernels.tools.timing import Timing, interleave, machine
@@ -56,6 +61,8 @@ def main(options: flags.FlagValues) -> None:
         raise ConfigError("--networks names no network; use for example --networks=lrnet26")
     print(" ".join(f"{key}={value}" for key, value in machine().items()))
     print(f"batch {options.batch_size}, {options.image_size}x{options.image_size}")
+    relations = describe_relations(variants)
+    print("\n".join(relations))
     absent = torch_networks.missing() if options.timm else None
     programs: dict[str, Mapping[str, Callable[[], Any]]] = {}
     for name, variant in variants.items():
@@ -75,7 +82,7 @@ def main(options: flags.FlagValues) -> None:
     if options.json:
         figures = {kind: {n: vars(t) for n, t in rows.items()} for kind, rows in results.items()}
         settings = options.flag_values_dict()
-        record = {"machine": machine(), **settings, "results": figures}
+        record = {"machine": machine(), **settings, "relations": relations, "results": figures}
         pathlib.Path(options.json).write_text(json.dumps(record, indent=2))
 
 

@@ -18,6 +18,8 @@ from lrnet_jax.training.devices import parallel, replicate, shard
 from lrnet_jax.training.optimizer import sgd
 from lrnet_jax.training.state import TrainState, init_state
 from lrnet_jax.variant import Variant
+from pallas_kernels.api import DEFAULT, IMPLEMENTATIONS, preferred
+from pallas_kernels.platform_switch import current_platform
 from pallas_kernels.tools.timing import Program, Timing, interleave, prepare
 
 CLASSES = 1000
@@ -37,6 +39,23 @@ class TrainingStep(NamedTuple):
     functional: Functional
     step: Callable[..., Any]
     state: TrainState
+
+
+def describe_relations(variants: Mapping[str, Variant]) -> list[str]:
+    """A line for each network with local relations: what runs them here, and why not better."""
+    lines = []
+    for name, variant in variants.items():
+        if variant.operator != "local_relation" or variant.scope != "local":
+            continue
+        line = f"{name}: local relations by {variant.implementation}"
+        if variant.implementation is None:
+            obstacles = {n: IMPLEMENTATIONS[n].unavailable() for n in preferred(current_platform())}
+            runs = next((n for n, obstacle in obstacles.items() if obstacle is None), DEFAULT)
+            line = f"{name}: local relations by {runs}"
+            if runs == DEFAULT:
+                line += "".join(f"; {n} cannot run: {why}" for n, why in obstacles.items())
+        lines.append(line)
+    return lines
 
 
 def make_training_step(variant: Variant) -> TrainingStep:

@@ -9,15 +9,15 @@ import ctypes
 import os
 import platform
 
-KEPT = 2**31 - 1  # bytes at the end of the heap; mallopt takes an int
+NEVER = -1  # a number of bytes is an int, and the free memory of a training may be beyond 2 GiB
 # The numbers are those of <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 # Other arenas than the first are cut from maps of 64 MiB, and map larger requests each time.
-SETTINGS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: KEPT, _ARENA_MAX: 1}
+SETTINGS = {_MMAP_MAX: 0, _TRIM_THRESHOLD: NEVER, _ARENA_MAX: 1}
 
 
 def keep_freed_memory() -> bool:
-    """Lets malloc keep up to 2 GiB of freed memory, in this process.
+    """Lets malloc keep all freed memory, in this process.
 
     Settings of the user count instead of these: the variables of glibc, GLIBC_TUNABLES and those
     whose names begin with MALLOC_. Other libraries than glibc are left as they are.

@@ -11,6 +11,7 @@ from experiments.bench import torch_networks
 from experiments.bench.network_programs import PASSES
 from experiments.cli.command_line import parse
 from experiments.config import ConfigError
+from pallas_kernels.api import IMPLEMENTATIONS
 from pallas_kernels.tools.timing import Timing
 
 
@@ -66,6 +67,21 @@ def test_without_torch_ours_are_measured_and_the_others_are_said_to_be_skipped(
     printed = capsys.readouterr().out
     assert "skipped halonet26t, resnet26: timm not installed; type: ..." in printed
     assert "lrnet26" in printed
+
+
+def test_a_network_whose_fast_implementation_cannot_run_says_so(asked, monkeypatch, capsys):
+    monkeypatch.setattr(IMPLEMENTATIONS["native"], "unavailable", lambda: None)
+    run("--networks=lrnet26,resnet26,lrnet26:reference", "--timm=", "--rounds=2")
+    lines = capsys.readouterr().out.splitlines()
+    assert "lrnet26: local relations by native" in lines
+    assert "lrnet26:reference: local relations by reference" in lines
+    assert not any(line.startswith("resnet26: local relations") for line in lines)
+    monkeypatch.setattr(IMPLEMENTATIONS["native"], "unavailable", lambda: "built without one; mend")
+    run("--networks=lrnet26", "--timm=", "--rounds=2")
+    assert (
+        "lrnet26: local relations by xla; native cannot run: built without one; mend"
+        in capsys.readouterr().out.splitlines()
+    )
 
 
 def test_no_network_is_an_error():

@@ -22,6 +22,7 @@ def allocate():
     np.ones(25_000_000, np.float32)  # 100 MB
     before = faults()
     for _ in range(3):
+        np.empty(700_000_000, np.float32)  # 2.8 GB, never touched
         np.ones(25_000_000, np.float32)
     print(faults() - before)
 
