@@ -144,7 +144,8 @@ PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py \
 	  tests/pallas_kernels/tools/test_empty_kernels.py tests/experiments/bench/test_step_time.py \
-	  tests/pallas_kernels/pallas/stem tests/pallas_kernels/jax_triton tests/pallas_kernels/tools/test_tune.py
+	  tests/pallas_kernels/pallas/stem tests/pallas_kernels/jax_triton tests/pallas_kernels/tools/test_tune.py \
+	  tests/lrnet_jax/test_without_pallas.py
 
 EMULATED_TRITON ?= odd/partial_group,odd/multiplication_depth16,odd/no_softmax
 EMULATED ?= odd/partial_group,odd/dilation3_stride2,odd/multiplication_depth16,odd/rounds_of_images

@@ -1,34 +1,41 @@
-"""A network for a GPU on a JAX without Pallas-Triton: its kernels are those of jax_triton."""
+"""Training for a GPU on a JAX without Pallas-Triton: the kernels are those of jax_triton."""
 
-import os
-
-os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-
-import jax
-import jax.numpy as jnp
 import pytest
-from flax import nnx
 
-import lrnet_jax
-from pallas_kernels import pallas
 from pallas_kernels.jax_triton import stack
+from tests.lrnet_jax import second_start
+
+SMALL = {"network": "lrnet26", "kernel_size": 3, "image_size": 32, "batch_size": 2}
+KERNELS = ("forward", "backward_query", "backward_key")
 
 
-@pytest.mark.slow  # it compiles 24 kernels
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """What two processes say that lower the training step of LR-Net-26, one after the other."""
+    folder = tmp_path_factory.mktemp("kernels")
+    return [second_start.start(folder, **SMALL, capability=80) for _ in range(2)]
+
+
 @pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
-def test_gradients_of_a_network_are_lowered_with_triton_kernels(monkeypatch):
-    monkeypatch.setattr(pallas, "backend_gone", lambda: "JAX has no Pallas-Triton")
-    model = lrnet_jax.create_model(
-        "lrnet26", num_classes=3, kernel_size=3, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)
-    )
-    graph, state = nnx.split(model)
+class TestStep:
+    def test_it_is_lowered_with_kernels_of_triton(self, starts):
+        """The layers have 8 shapes, the stem's among them; without jax_triton it would be xla."""
+        first, _ = starts
+        assert first["backend"].startswith("JAX ")
+        assert "has no Pallas-Triton (import of jax.experimental.pallas.triton" in first["backend"]
+        assert first["kernels"] == {f"local_relation_{name}": 8 for name in KERNELS}
+        triton = {name: n for name, n in first["targets"].items() if "triton" in name}
+        [(name, number)] = triton.items()
+        assert name.startswith("triton_kernel_call")  # that of Pallas has another name
+        assert number == 24
 
-    @jax.jit
-    def gradients(state, images):
-        return jax.grad(lambda s: nnx.merge(graph, s)(images).sum(), allow_int=True)(state)
+    def test_it_is_the_whole_step(self, starts):
+        """It returns a new state and four metrics."""
+        first, _ = starts
+        assert first["results"] == first["state"] + 4
 
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-    text = gradients.trace(shapes, images).lower(lowering_platforms=("cuda",)).as_text()
-    assert "triton_kernel_call" in text
-    assert "__gpu$xla.gpu.triton" not in text
+    def test_a_second_process_compiles_no_kernel(self, starts):
+        first, second = starts
+        assert (first["compiled"], second["compiled"]) == (24, 0)
+        assert second["kernels"] == first["kernels"]
+        assert second["module"] == first["module"]
