@@ -8,21 +8,23 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
-from PIL import Image
 
 from lrnet_jax.data import BadImageError, augment
 from lrnet_jax.data.decode import central_crop, shorter_side, upright_rgb
 from lrnet_jax.data.in_memory import FASHION_CLASSES
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Channels = tuple[float, float, float]
-OneImage = str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array
-Images = OneImage | Sequence[OneImage]
+OneImage: TypeAlias = "str | os.PathLike[str] | Image.Image | np.ndarray | jax.Array"
+Images: TypeAlias = "OneImage | Sequence[OneImage]"
 
 # Names for checkpoints that have none. A data set that is not here has the names of its files.
 KNOWN_CLASSES: Mapping[str, tuple[str, ...]] = {"fashion_mnist_subset": FASHION_CLASSES}
@@ -94,6 +96,8 @@ def is_one(images: Images) -> bool:
     """Whether this is one image, and not several."""
     if isinstance(images, np.ndarray | jax.Array):
         return images.ndim <= 3
+    from PIL import Image
+
     return isinstance(images, str | os.PathLike | Image.Image)
 
 
@@ -105,7 +109,7 @@ def as_list(images: Images) -> list[OneImage]:
       ValueError: this is an array with channels first.
     """
     if is_one(images):
-        return [cast(OneImage, images)]
+        return [cast("OneImage", images)]
     if isinstance(images, np.ndarray | jax.Array):
         if images.shape[1] == 3 and images.shape[-1] not in (1, 3):
             raise ValueError(
@@ -120,7 +124,7 @@ def as_list(images: Images) -> list[OneImage]:
     return list(images)
 
 
-def open_image(image: OneImage) -> Image.Image:
+def open_image(image: OneImage) -> "Image.Image":
     """One image in RGB, upright.
 
     Raises:
@@ -128,6 +132,8 @@ def open_image(image: OneImage) -> Image.Image:
       TypeError: it is no image, or an array that is not uint8.
       ValueError: an array has another shape.
     """
+    from PIL import Image
+
     if isinstance(image, str | os.PathLike):
         return _read(pathlib.Path(image))
     if isinstance(image, Image.Image):
@@ -151,7 +157,9 @@ def class_names(metadata: Mapping[str, Any]) -> tuple[str, ...] | None:
     return None
 
 
-def _read(path: pathlib.Path) -> Image.Image:
+def _read(path: pathlib.Path) -> "Image.Image":
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             return upright_rgb(image)

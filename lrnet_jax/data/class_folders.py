@@ -5,16 +5,18 @@ import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from lrnet_jax.data import listing
 from lrnet_jax.data.decode import decode
 from lrnet_jax.data.examples import BadImageError, Example
 from lrnet_jax.data.listing import Paths
 from lrnet_jax.data.records import DamagedDatasetError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SALTS = {"val": "validation"}  # the name of the split in TFDS, where it differs from the folder's
 SHOWN = 3  # names in a message
@@ -55,7 +57,7 @@ class FolderSplit:
             raise BadImageError(f"{self.describe(index)}: {error.strerror}") from error
         return Example(encoded, int(self.labels[index]), path)
 
-    def decode(self, index: int, example: Example) -> Image.Image:
+    def decode(self, index: int, example: Example) -> "Image.Image":
         """Decodes example `index`, as read by `example`, to RGB.
 
         Raises:

@@ -3,9 +3,12 @@
 import io
 import math
 import struct
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels of the full image
 
@@ -13,26 +16,29 @@ AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
 TRIES = 10
 MEMORY_BLOCKS = 4  # the decoded image, a converted copy, the resampled rows, the crop
-# What makes an image upright, by its EXIF orientation.
+# What makes an image upright, by its EXIF orientation: names of `Image.Transpose`.
 TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
 }
+ORIENTATION = 0x0112  # tag of EXIF
 EVAL_FRACTION = 224 / 256  # side of the central crop over the shorter side, resized
 
 
-def decode(encoded: bytes) -> Image.Image:
+def decode(encoded: bytes) -> "Image.Image":
     """Decodes a JPEG, PNG or other image that Pillow knows, to RGB, upright; see `upright_rgb`."""
+    from PIL import Image
+
     with Image.open(io.BytesIO(encoded)) as image:
         return upright_rgb(image)
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
+def upright_rgb(image: "Image.Image") -> "Image.Image":
     """Turns an image by its EXIF orientation and converts it to RGB.
 
     Of an animation it is the first frame. Transparency is dropped, as torchvision and timm do. 16
@@ -41,17 +47,21 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
       ValueError: its pixels have no known range.
     """
+    from PIL import Image
+
     image.load()  # a PNG may have its EXIF block behind the pixels
     exif = image.info.get("exif")
     turn = TURNS.get(orientation(exif)) if isinstance(exif, bytes) else None
-    turned = image if turn is None else image.transpose(turn)
+    turned = image if turn is None else image.transpose(Image.Transpose[turn])
     if turn is not None:
         del turned.info["exif"]  # or the next reader would turn it again
     # convert() copies even where there is nothing to convert, a seventh of the time of a crop.
     return turned if turned.mode == "RGB" else _to_rgb(turned)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import Image
+
     if image.mode.startswith("I;16"):
         # Pillow's own conversion cuts off all above 255.
         image = Image.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
@@ -76,7 +86,7 @@ def orientation(exif: bytes) -> int:
         (count,) = struct.unpack_from(f"{order}H", tiff, start)
         for number in range(count):
             tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * number)
-            if tag == ExifTags.Base.Orientation:
+            if tag == ORIENTATION:
                 return value
     except struct.error:
         pass  # it ends before the tag
@@ -89,14 +99,18 @@ def keep_memory() -> None:
     By default it goes back to the operating system each time, and comes back as zeroed pages:
     a quarter of the CPU time of a crop. At most MEMORY_BLOCKS * 16 MB stay.
     """
+    from PIL import Image
+
     Image.core.set_blocks_max(MEMORY_BLOCKS)
 
 
-def crop(image: Image.Image, box: Box, image_size: int) -> np.ndarray:
+def crop(image: "Image.Image", box: Box, image_size: int) -> np.ndarray:
     """Cuts `box` out and resizes it to (image_size, image_size, 3) uint8, bicubic.
 
     One resampling from the full image; the filter widens when it reduces (antialiasing).
     """
+    from PIL import Image
+
     size = (image_size, image_size)
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC, box=box))
 
@@ -129,7 +143,7 @@ def shorter_side(image_size: int) -> int:
     return round(image_size / EVAL_FRACTION)
 
 
-def central_crop(image: Image.Image, image_size: int, resize: int | None = None) -> np.ndarray:
+def central_crop(image: "Image.Image", image_size: int, resize: int | None = None) -> np.ndarray:
     """The shorter side to `resize`, bicubic, and the central (S, S, 3) of it.
 
     By default, `resize` is S * 256 / 224.
@@ -141,6 +155,8 @@ def central_crop(image: Image.Image, image_size: int, resize: int | None = None)
 
     Source: paper, section 5 (single centre crop).
     """
+    from PIL import Image
+
     short = shorter_side(image_size) if resize is None else resize
     width, height = (int(short * side / min(image.size)) for side in image.size)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)

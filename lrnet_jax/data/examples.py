@@ -1,10 +1,12 @@
 """Labelled images on disk, one by one: what every kind of split offers to the loaders."""
 
 import dataclasses
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class MissingDatasetError(FileNotFoundError):
@@ -46,7 +48,7 @@ class Examples(Protocol):
         """
         ...
 
-    def decode(self, index: int, example: Example) -> Image.Image:
+    def decode(self, index: int, example: Example) -> "Image.Image":
         """Decodes example `index`, as read by `example`, to RGB.
 
         Raises:
@@ -101,7 +103,7 @@ class Selection:
         split, index = self.locate(index)
         return split.example(index)
 
-    def decode(self, index: int, example: Example) -> Image.Image:
+    def decode(self, index: int, example: Example) -> "Image.Image":
         """Decodes example `index`; see `Examples.decode`."""
         split, index = self.locate(index)
         return split.decode(index, example)

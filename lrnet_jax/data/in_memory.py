@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from lrnet_jax.data import order
 from lrnet_jax.data.dataset import Batch
@@ -205,6 +204,8 @@ def fashion_mnist_subset(
 @functools.cache
 def read_sheet(name: str) -> np.ndarray:
     """Cuts a sheet of the package into its images, (n, 28, 28, 1) uint8, read-only."""
+    from PIL import Image
+
     file = importlib.resources.files("lrnet_jax.data").joinpath(name)
     with file.open("rb") as stream, Image.open(stream) as image:
         sheet = np.asarray(image)
@@ -230,6 +231,8 @@ def _of_classes(images: np.ndarray, classes: range, count: int) -> tuple[np.ndar
 
 
 def _resize(images: np.ndarray, size: int) -> np.ndarray:
+    from PIL import Image
+
     resized = [
         np.asarray(Image.fromarray(image[..., 0]).resize((size, size), Image.Resampling.BICUBIC))
         for image in images

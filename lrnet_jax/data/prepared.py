@@ -13,8 +13,6 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from PIL import Image
-
 from lrnet_jax.data import records
 from lrnet_jax.data.decode import decode
 from lrnet_jax.data.examples import BadImageError, Example, Examples, MissingDatasetError
@@ -24,6 +22,7 @@ from lrnet_jax.data.splits import SplitSize, select
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
+    from PIL import Image
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 EVALUATION_SPLITS = ("validation", "test")
@@ -70,7 +69,7 @@ class Split:
             raise BadImageError(f"{self.describe(index, file_name)}: {error}") from error
         return Example(encoded, label, file_name)
 
-    def decode(self, index: int, example: Example) -> Image.Image:
+    def decode(self, index: int, example: Example) -> "Image.Image":
         """Decodes example `index`, as read by `example`, to RGB.
 
         Raises:
