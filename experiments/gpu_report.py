@@ -14,14 +14,15 @@ NAME is that of the GPU. The parts are
                   beside xla, a dense 3x3 and a depthwise 7x7 convolution
     steps         training steps of whole networks: images per second, memory, the first step with
                   and without kept programs
+    model         the same steps by the model of `experiments.step_model`, beside the clock
     quickstart    training steps on the GPU beside the same steps on the CPU, and a whole training
 
 Each result is kept as soon as it is there. Rerun the same command to resume, or with --again to
 measure anew. A part ends after --minutes, and the next run goes on with what is left.
 
 Without an NVIDIA GPU the command says so and tries its parts on two small shapes, with the Pallas
-kernels in interpret mode. Those times say nothing. The command needs jax, flax, optax, numpy,
-orbax and Pillow. Pictures need matplotlib. They can be drawn elsewhere, from the JSON file:
+kernels in interpret mode. Those times say nothing. The command needs jax, flax, optax, numpy and
+orbax. Pictures need matplotlib. They can be drawn elsewhere, from the JSON file:
 
     python -m experiments.gpu_report --draw=docs/gpu/NAME.json
 
@@ -88,7 +89,7 @@ def write_page(kept: KeptResults, *, verbose: bool = False) -> int:
     files = gpu_page.write(kept)
     wrong = gpu_parts.wrong_results(kept.results)
     if verbose:
-        print("\n".join(["", *map(str, files)]))
+        print("\n".join(["", *filter(None, [gpu_page.no_picture(kept)]), *map(str, files)]))
         print("\n".join(wrong) if wrong else "nothing is wrong")
     return int(bool(wrong))
 

@@ -1,6 +1,6 @@
 """Models the time of training steps on a GPU that this machine need not have, by kernel and stage.
 
-    python -m experiments.step_model [--networks=resnet50,lrnet50] [--gpu=a100|h100|b200]
+    python -m experiments.step_model [--networks=resnet50,lrnet50] [--gpu=a100|h100|h200|b200]
         [--batch_size=128] [--remat=none|stem|blocks] [--plot=FILE]
 
 The times are those of a MODEL and not measured: every kernel of the compiled program costs the

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import platform
 import re
@@ -17,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import pallas_kernels.pallas
-from experiments.bench import gpu_bounds, gpu_steps
+from experiments.bench import gpu_bounds, gpu_model, gpu_steps
 from experiments.bench.kept_results import Result, Unit
 from experiments.bench.kernel_comparison import run_kernels
+from experiments.run import installed
 from experiments.run.machine import nvidia_gpus
 from pallas_kernels import implementations, local_relation
 from pallas_kernels.tools import benchmark, comparison
@@ -31,7 +31,6 @@ DTYPES = ("float32", "bfloat16", "float16")
 TIMED = ("stem", "lrnet50/*", "lrnet26/res2")
 CONVOLUTIONS = ("dense_3x3", "depthwise_7x7")
 INTERPRETED = ("odd/fewer_channels_than_group", "odd/kernel_1x1")
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "jax-triton", "triton")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,12 +77,6 @@ def environment(setting: Setting) -> list[Unit]:
 
 
 def _describe_machine(setting: Setting) -> Result:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
     shape = SHAPES["lrnet50/res2"].with_batch(setting.batch_size)
     support = implementations(*shape.abstract_inputs("bfloat16"), **shape.options)
     return {
@@ -93,7 +86,7 @@ def _describe_machine(setting: Setting) -> Result:
         "capability": str(getattr(jax.devices()[0], "compute_capability", "-")),
         "python": platform.python_version(),
         "cores": len(os.sched_getaffinity(0)),
-        "versions": versions,
+        "versions": {name: v or "not installed" for name, v in installed.versions().items()},
         "implementations": {name: found._asdict() for name, found in support.items()},
     }
 
@@ -245,11 +238,24 @@ def wrong_results(results: Mapping[str, Mapping[str, Result]]) -> list[str]:
 
 def steps(setting: Setting) -> list[Unit]:
     """Training steps of whole networks, in processes of their own."""
-    names = ("resnet_small", "lrnet_small") if setting.interpret else gpu_steps.NETWORKS
     return [
         Unit(name, functools.partial(gpu_steps.time_network, name, setting.batch_size))
-        for name in names
+        for name in _networks(setting)
     ]
+
+
+def model(setting: Setting) -> list[Unit]:
+    """What the model says of the same steps."""
+    kind = jax.devices()[0].device_kind
+    return [
+        Unit(name, functools.partial(gpu_model.model_network, name, setting.batch_size, kind))
+        for name in _networks(setting)
+    ]
+
+
+def _networks(setting: Setting) -> tuple[str, ...]:
+    trial = ("resnet_small:none", "lrnet_small:blocks")
+    return trial if setting.interpret else gpu_steps.NETWORKS
 
 
 def quickstart(setting: Setting) -> list[Unit]:
@@ -267,5 +273,6 @@ PARTS: dict[str, Callable[[Setting], list[Unit]]] = {
     "tune": tune,
     "kernels": kernels,
     "steps": steps,
+    "model": model,
     "quickstart": quickstart,
 }

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -18,18 +18,27 @@ from experiments.bench.network_programs import CLASSES, make_training_step
 from experiments.run.results import describe_result, read_result
 from lrnet_jax.model_zoo import get_variant
 from lrnet_jax.training.devices import parallel, replicate, shard
+from lrnet_jax.variant import Remat, Variant
 
-NETWORKS = ("resnet26", "lrnet26", "resnet50", "lrnet50")
+# Each with what the backward pass computes again: as the recipes train it, and as the zoo has it.
+NETWORKS = (
+    "resnet26:none", "lrnet26:blocks", "resnet50:none", "lrnet50:blocks", "lrnet50:none",
+)  # fmt: skip
 STEPS = 20
 COMPARED = 3
 
 
 def time_network(name: str, batch_size: int) -> Result:
-    """Times a network in two processes: the second loads the programs that the first has kept."""
+    """Times a network in two processes: the second loads the programs that the first has kept.
+
+    Args:
+      name: of the network in the zoo and the policy, such as "lrnet50:blocks".
+      batch_size: images.
+    """
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache}
+        environment = {"JAX_COMPILATION_CACHE_DIR": cache}
         command = [sys.executable, "-m", "experiments.bench.gpu_steps", name, str(batch_size)]
-        cold, warm = (_json_of(command, environment) for _ in range(2))
+        cold, warm = (json_of(command, environment) for _ in range(2))
     return {
         **warm,
         "first_step_cold": cold["first_step"],
@@ -39,8 +48,24 @@ def time_network(name: str, batch_size: int) -> Result:
     }
 
 
-def _json_of(command: list[str], environment: dict[str, str]) -> Any:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def variant_of(name: str, dtype: Literal["bfloat16", "float32"]) -> Variant:
+    """The variant of a network and its policy, such as "lrnet50:blocks"."""
+    network, _, remat = name.partition(":")
+    return dataclasses.replace(get_variant(network), dtype=dtype, remat=cast(Remat, remat))
+
+
+def json_of(command: list[str], environment: dict[str, str]) -> Any:
+    """The JSON that a command prints in its last line.
+
+    Args:
+      command: to run.
+      environment: variables besides those of this process.
+
+    Raises:
+      RuntimeError: the command failed; the message has the last line of its errors.
+    """
+    whole = {**os.environ, **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=whole)
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:]
         raise RuntimeError(f"{' '.join(command[1:])} failed: {''.join(last)}")
@@ -58,7 +83,7 @@ def time_here(name: str, batch_size: int) -> Result:
     on_gpu = jax.default_backend() == "gpu"
     dtype: Literal["bfloat16", "float32"] = "bfloat16" if on_gpu else "float32"
     size = 224 if on_gpu else 28
-    training = make_training_step(dataclasses.replace(get_variant(name), dtype=dtype))
+    training = make_training_step(variant_of(name, dtype))
     device = jax.local_devices()[:1]
     batch = shard(_batch(batch_size, size, 0), device)
     step = parallel(training.step, donate=True, devices=device)

@@ -1,11 +1,14 @@
 """The page of a GPU: tables and pictures of the results that `experiments.gpu_report` keeps."""
 
+import functools
 import importlib.util
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from experiments.bench.compiled_step import MOST_MEMORY, MOST_TIME
 from experiments.bench.gpu_bounds import bound_seconds
+from experiments.bench.gpu_model import measured_seconds
 from experiments.bench.kept_results import KeptResults, Result
 from experiments.report.drawing import new_figure
 from experiments.report.table import Table
@@ -24,14 +27,31 @@ def write(kept: KeptResults) -> list[pathlib.Path]:
     """
     path = kept.path.with_suffix(".md")
     picture = kept.path.with_suffix(".png")
-    files = [kept.path, path]
-    drawn = importlib.util.find_spec("matplotlib") is not None and _has_times(kept.results)
-    if drawn:
+    files, shown = [kept.path, path], no_picture(kept)
+    if shown is None and _has_times(kept.results):
         draw_times(kept.results).savefig(picture, dpi=DPI)
         files.append(picture)
+        shown = f"![Times of the layers beside their bounds]({picture.name})"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, page(kept.results, picture.name if drawn else None))
+    write_atomically(path, page(kept.results, shown))
     return files
+
+
+def no_picture(kept: KeptResults) -> str | None:
+    """Why the times are not drawn, and how to draw them; None if they are, or there are none."""
+    if not _has_times(kept.results) or _has_matplotlib():
+        return None
+    return (
+        "The times are not drawn, because matplotlib is not installed. Elsewhere this draws them: "
+        f"python -m experiments.gpu_report --draw={kept.path}"
+    )
+
+
+def _has_matplotlib() -> bool:
+    try:
+        return importlib.util.find_spec("matplotlib") is not None
+    except ValueError:  # a module without a description, as where an import is forbidden
+        return False
 
 
 def page(results: Results, picture: str | None) -> str:
@@ -39,7 +59,7 @@ def page(results: Results, picture: str | None) -> str:
 
     Args:
       results: by part and key.
-      picture: name of the file of the times, if it was drawn.
+      picture: the line below the times of the layers, with their picture, if there is one.
     """
     machine = results.get("environment", {}).get("machine", {})
     lines = [f"# {machine.get('device', 'GPU')}", ""]
@@ -49,20 +69,21 @@ def page(results: Results, picture: str | None) -> str:
     ]
     if machine.get("no GPU"):
         lines += [f"**There was no GPU: {machine['no GPU']}. The times say nothing.**", ""]
-    sections = {
+    sections: dict[str, Callable[[Mapping[str, Result]], str]] = {
         "environment": _environment,
         "correctness": _correctness,
         "sanitizer": _summaries,
         "tune": _tiles,
         "kernels": _kernels,
         "steps": _steps,
+        "model": functools.partial(_model_against_clock, results),
         "quickstart": _summaries,
     }
     for name, section in sections.items():
         if results.get(name):
             lines += [f"## {name.capitalize()}", "", section(results[name]), ""]
             if name == "kernels" and picture:
-                lines += [f"![Times of the layers beside their bounds]({picture})", ""]
+                lines += [picture, ""]
             failed = {key: unit["error"] for key, unit in results[name].items() if "error" in unit}
             lines += [f"**{key} failed**: {error}\n" for key, error in failed.items()]
     return "\n".join(lines)
@@ -161,6 +182,59 @@ def _steps(units: Mapping[str, Result]) -> str:
         "first step again, s",
     )  # fmt: skip
     return Table(columns, tuple(rows)).markdown()
+
+
+def _model_against_clock(results: Results, units: Mapping[str, Result]) -> str:
+    """The modelled step and its planned memory beside what was measured, and layers likewise."""
+    measured = {name: unit for name, unit in results.get("steps", {}).items() if "batch" in unit}
+    modelled = {name: unit for name, unit in units.items() if "modelled" in unit}
+    rows = [
+        _beside(f"step of {name}", unit["modelled"], measured_seconds(measured[name]))
+        for name, unit in modelled.items()
+        if name in measured
+    ]
+    layers = results.get("kernels", {})
+    for name, unit in layers.items():
+        for direction, times in unit.get("passes", {}).items():
+            bound = bound_seconds(unit["work"][direction], layers["hardware"])
+            kernel, time = next(iter(times.items()))
+            title = f"{name}, {TITLES[direction]}, {kernel}"
+            rows.append(_beside(title, bound, time["median"]))
+    skipped = [unit["summary"] for unit in units.values() if "skipped" in unit][:1]
+    columns = ("", "MODEL of the step, or bound of the layer, ms", "measured, ms", "ratio")
+    return "\n\n".join(
+        [*skipped, Table(columns, tuple(rows)).markdown(), *_pairs(modelled, measured)]
+    )
+
+
+def _beside(title: str, modelled: float, measured: float) -> tuple[str, ...]:
+    return title, f"{1e3 * modelled:.3f}", f"{1e3 * measured:.3f}", f"{measured / modelled:.2f}"
+
+
+def _pairs(modelled: Mapping[str, Result], measured: Mapping[str, Result]) -> list[str]:
+    """A table of each LR-Net in units of its ResNet, by the model and as measured."""
+    rows = []
+    for name, unit in measured.items():
+        network = name.partition(":")[0]
+        beside = f"{network.replace('lrnet', 'resnet')}:none"
+        if not network.startswith("lrnet") or beside not in measured:
+            continue
+        cells = [f"{measured_seconds(unit) / measured_seconds(measured[beside]):.2f}"]
+        peaks = unit["peak_bytes"], measured[beside]["peak_bytes"]
+        cells.append(f"{peaks[0] / peaks[1]:.2f}" if all(peaks) else "-")
+        for key in ("modelled", "temp_bytes"):
+            known = name in modelled and beside in modelled
+            ratio = modelled[name][key] / modelled[beside][key] if known else None
+            cells.append(f"{ratio:.2f}" if ratio else "-")
+        rows.append((f"{name} : {beside}", *cells))
+    if not rows:
+        return []
+    columns = ("", "step, measured", "peak memory, measured", "step, MODEL", "temporary, planned")
+    held = (
+        f"Without a GPU, the tests hold LR-Net-50 to {MOST_TIME} times the modelled step and "
+        f"{MOST_MEMORY} times the planned temporary memory of ResNet-50."
+    )
+    return [Table(columns, tuple(rows)).markdown(), held]
 
 
 def _has_times(results: Results) -> bool:

@@ -1,6 +1,5 @@
 """Checks of `experiments.doctor`: versions, what JAX computes on, and how."""
 
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -12,13 +11,10 @@ import jax
 
 import lrnet_jax
 from experiments.report.diagnosis import Finding
-from experiments.run import device_settings, machine, pasteable
+from experiments.run import device_settings, installed, machine, pasteable
 from pallas_kernels import api
 from pallas_kernels.tools import shapes
 
-LIBRARY = ("jax", "jaxlib", "flax", "numpy", "orbax-checkpoint")
-TRAINING = ("optax", "grain", "tensorflow-datasets", "pillow", "tensorboardX")
-PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-triton")
 # Variables that change what JAX does. Empty ones count as well.
 VARIABLES = ("JAX_", "XLA_", "CUDA_", "NVIDIA_TF32_OVERRIDE", "NNX_", "TFDS_DATA_DIR")
 NETWORK = "lrnet50"
@@ -32,14 +28,14 @@ def check_versions() -> Iterator[Finding]:
     ).stdout.strip()  # fmt: skip
     own = f"lrnet_jax {lrnet_jax.__version__}" + (f" ({commit})" if commit else "")
     yield Finding("versions", "ok", f"{own}, Python {platform.python_version()} on {_system()}")
-    versions = {name: _version(name) for name in (*LIBRARY, *TRAINING, *PLUGINS)}
+    versions = installed.versions()
     found = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     yield Finding("packages", "ok", found)
-    missing = [name for name in (*LIBRARY, *TRAINING) if not versions[name]]
+    missing = [name for name in (*installed.LIBRARY, *installed.TRAINING) if not versions[name]]
     if missing:
         text = f"{', '.join(missing)} is not installed"
         yield Finding("packages", "broken", text, pasteable.install("train"))
-    plugins = [name for name in PLUGINS if name.endswith("plugin") and versions[name]]
+    plugins = [name for name in installed.PLUGINS if name.endswith("plugin") and versions[name]]
     for name in plugins:
         if versions[name] != versions["jaxlib"]:
             text = f"{name} {versions[name]} is for another jaxlib than {versions['jaxlib']}"
@@ -146,13 +142,6 @@ def check_variables() -> Iterator[Finding]:
         if name.startswith(VARIABLES)
     ]
     yield Finding("environment", "ok", ", ".join(found) or "no variable changes what JAX does")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _system() -> str:

@@ -74,6 +74,7 @@ class Gpu:
         """
 
 
+# H100 and H200: https://github.com/openxla/xla/tree/main/xla/backends/gpu/target_config/specs
 GPUS = {
     "a100": Gpu(
         "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 2.039e12, 80 << 30, 40 << 20,
@@ -81,6 +82,10 @@ GPUS = {
     ),
     "h100": Gpu(
         "NVIDIA H100 80GB HBM3", (9, 0), 132, 128, 1.98, 3.352e12, 80 << 30, 50 << 20,
+        233472, 232448,
+    ),
+    "h200": Gpu(
+        "NVIDIA H200", (9, 0), 132, 128, 1.98, 4.8e12, 141 << 30, 50 << 20,
         233472, 232448,
     ),
     "b200": Gpu(

@@ -14,7 +14,7 @@ from experiments import doctor
 from experiments.cli.command_line import parse
 from experiments.report import machine_checks, software_checks
 from experiments.report.diagnosis import WIDTH, Finding, as_json, as_text, examine
-from experiments.run import device_settings
+from experiments.run import device_settings, installed
 from lrnet_jax.training.workdir_lock import lock_workdir
 from pallas_kernels import api
 
@@ -119,11 +119,8 @@ def test_an_implementation_that_should_run_and_does_not(monkeypatch):
     ],
 )
 def test_packages_that_do_not_fit(monkeypatch, versions, text):
-    real = software_checks._version
-    monkeypatch.setattr(
-        software_checks, "_version", lambda name: versions.get(name, real(name)) if name in versions
-        else real(name),
-    )  # fmt: skip
+    real = installed.versions()
+    monkeypatch.setattr(installed, "versions", lambda: real | versions)
     broken = [found for found in software_checks.check_versions() if found.state == "broken"]
     assert any(text in found.text for found in broken)
     assert all(found.mend for found in broken)

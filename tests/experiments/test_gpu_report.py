@@ -7,9 +7,11 @@ import sys
 import pytest
 
 from experiments import gpu_report
+from experiments.bench import gpu_model
 from experiments.bench.gpu_parts import PARTS
 from experiments.cli import command_line
 from experiments.config import ConfigError
+from pallas_kernels.tools.cross_compilation import GPUS, missing
 
 PASSES = ("forward", "forward_backward")
 TIME = {"least": 1e-3, "lower": 1e-3, "median": 2e-3, "upper": 3e-3, "temp_bytes": 0}
@@ -35,10 +37,18 @@ RESULTS = {
         },
     },
     "steps": {
-        "lrnet50": {
+        "resnet50:none": {
+            "batch": 128, "dtype": "bfloat16", "images_per_second": 3200.0,
+            "peak_bytes": 2**33, "first_step_cold": 30.0, "first_step_warm": 3.0,
+        },
+        "lrnet50:blocks": {
             "batch": 128, "dtype": "bfloat16", "images_per_second": 2000.0,
-            "peak_bytes": 2**33, "first_step_cold": 90.0, "first_step_warm": 9.0,
-        }
+            "peak_bytes": 2**33 * 1.25, "first_step_cold": 90.0, "first_step_warm": 9.0,
+        },
+    },
+    "model": {
+        "resnet50:none": {"modelled": 0.02, "temp_bytes": 2**32},
+        "lrnet50:blocks": {"modelled": 0.032, "temp_bytes": 1.1 * 2**32},
     },
 }  # fmt: skip
 
@@ -61,7 +71,11 @@ def test_the_page(tmp_path):
     assert "| pallas | float32 | 1 | 0.50 (d_key of lrnet50/res2) | all |" in page
     # 1e9 bytes at 1e12 a second
     assert "| lrnet50/res2, bfloat16, batch 128 | 1.000 | 2.000 (2.0 bounds) |" in page
-    assert "| lrnet50 | 128 | bfloat16 | 2000 | 8.00 | 90.0 | 9.0 |" in page
+    assert "| lrnet50:blocks | 128 | bfloat16 | 2000 | 10.00 | 90.0 | 9.0 |" in page
+    # 128 images at 2000 a second take 64 ms.
+    assert "| step of lrnet50:blocks | 32.000 | 64.000 | 2.00 |" in page
+    assert "| lrnet50/res2, forward, pallas | 1.000 | 2.000 | 2.00 |" in page
+    assert "| lrnet50:blocks : resnet50:none | 1.60 | 1.25 | 1.60 | 1.10 |" in page
     assert "![Times of the layers beside their bounds](h100.png)" in page
     assert (tmp_path / "h100.png").stat().st_size > 0
 
@@ -85,17 +99,42 @@ def test_an_unknown_part_is_named():
         run(["--parts=colours"])
 
 
+def test_a_gpu_without_a_data_sheet_is_not_modelled(tmp_path):
+    found = gpu_model.model_network("lrnet50:blocks", 128, "NVIDIA H100 80GB HBM3 MIG 1g.10gb")
+    assert found == {"summary": "not modelled: no data sheet of this GPU", "skipped": True}
+    _, page = written(tmp_path, {"model": {"lrnet50:blocks": found}})
+    assert "not modelled: no data sheet of this GPU" in page
+
+
+@pytest.mark.skipif(missing(()) is not None, reason=str(missing(())))
+def test_the_model_of_a_step():
+    found = gpu_model.model_network("lrnet_small:blocks", 2, GPUS["h200"].name)
+    assert found["modelled"] == pytest.approx(sum(found["kinds"].values()) / 1e3)
+    assert found["temp_bytes"] > 2**20
+
+
+def test_without_matplotlib_the_page_says_how_to_draw(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, page = written(tmp_path, RESULTS)
+    line = "python -m experiments.gpu_report --draw="
+    assert code == 0
+    assert "not drawn, because matplotlib is not installed" in page
+    assert line in page
+    assert "![" not in page
+    assert not (tmp_path / "h100.png").exists()
+
+
 def test_it_needs_few_packages(tmp_path):
-    """It runs on a bare CUDA image with jax, flax, optax, numpy, orbax and Pillow."""
+    """It runs on a bare CUDA image with jax, flax, optax, numpy and orbax."""
     program = """
 import sys
-absent = ("grain", "tensorflow_datasets", "tensorboardX", "tqdm", "scipy.stats", "google_crc32c",
-          "matplotlib", "safetensors", "array_record")
+absent = ("PIL", "grain", "tensorflow_datasets", "tensorboardX", "tqdm", "scipy.stats",
+          "google_crc32c", "matplotlib", "safetensors", "array_record")
 sys.modules.update(dict.fromkeys(absent))
 from experiments import gpu_report
 from experiments.cli import command_line
 from experiments.bench import gpu_steps
-arguments = ["--parts=environment", f"--out={sys.argv[1]}"]
+arguments = ["--parts=environment,model", f"--out={sys.argv[1]}"]
 sys.exit(gpu_report.main(command_line.parse(arguments, gpu_report.define_flags)))
 """
     done = subprocess.run(

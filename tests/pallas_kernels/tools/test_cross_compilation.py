@@ -247,7 +247,7 @@ def test_issue_slots_of_the_triton_kernels(gpu):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", [shape.name for shape in NETWORKS])
-@pytest.mark.parametrize("gpu", list(GPUS))
+@pytest.mark.parametrize("gpu", [name for name in GPUS if name != "h200"])  # an H100 for these
 def test_all_network_shapes(gpu, name, dtype):
     check_compiled(gpu, name, "forward,query,key", dtype)
 
