@@ -3,6 +3,7 @@
     python -m pip install -e '.[figures]'
     python -m experiments.figures --run=runs/lrnet26 --out=figures
     python -m experiments.figures --run=runs/lrnet26 --images=cat.jpg,dog.jpg
+    python -m experiments.figures --layer=docs/layer.png
 
 DIR/figure4.png has a row for each stage. It shows the geometric priors of the last local relation
 of the stage after the softmax, for groups from the sharpest to the flattest. The dot is the output
@@ -12,6 +13,8 @@ whose keys vary most over these images. Key and query share a scale, because the
 their values. Vectors are drawn as their lengths. Layers of the whole image are left out.
 
 The images are some of the evaluation split of the run, unless --images names files.
+
+--layer draws what a local relation computes for one pixel of a photograph, which needs no run.
 """
 
 import pathlib
@@ -23,18 +26,23 @@ import lrnet_jax
 from experiments import config as configs
 from experiments.cli import command_line, run_flags
 from experiments.config import ConfigError
+from experiments.report import layer_picture
 from experiments.report.drawing import require_matplotlib
 from experiments.report.figure_images import evaluation_images
 from experiments.report.paper_figures import draw_maps, draw_priors
 from lrnet_jax import Preprocessing, visualize
 
 DPI = 300
+LAYER_DPI = 200  # twice the width of a page of text on a screen
 
 
 def define_flags(flag_values: flags.FlagValues) -> None:
     """Defines the flags of this command."""
     run_flags.define_flags(flag_values, alias="checkpoint")
     flags.DEFINE_string("out", "figures", "Folder of the figures.", flag_values=flag_values)
+    flags.DEFINE_string(
+        "layer", None, "File of the picture of one output pixel.", flag_values=flag_values
+    )
     flags.DEFINE_list("images", [], "Files to draw figure 5 on.", flag_values=flag_values)
     flags.DEFINE_integer(
         "count", 4, "Number of images without --images.", lower_bound=1, flag_values=flag_values
@@ -46,7 +54,13 @@ def define_flags(flag_values: flags.FlagValues) -> None:
 
 
 def main(options: flags.FlagValues) -> None:
-    """Draws the figures of a run."""
+    """Draws the layer, or the figures of a run."""
+    if options.layer:
+        inputs = layer_picture.example()
+        figure = layer_picture.draw_layer(inputs, layer_picture.aggregate_pixel(inputs))
+        figure.savefig(options.layer, dpi=LAYER_DPI)
+        print(options.layer)
+        return
     figures = draw(run_flags.chosen_run(options), options.images, options.count, options.data_dir)
     folder = pathlib.Path(options.out)
     folder.mkdir(parents=True, exist_ok=True)
