@@ -1,6 +1,7 @@
 """The model of a step's time, on programs whose cost is counted by hand."""
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -84,12 +85,13 @@ def test_arithmetic():
     assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
 
 
-@pytest.fixture(scope="module")
-def steps():
-    """Memory and modelled seconds of both networks at batch 128."""
+@functools.cache
+def steps(depth):
+    """Memory and modelled costs of both networks of a depth at batch 128, as recipes train them."""
     found = {}
-    for name, remat in (("resnet50", "none"), ("lrnet50", "blocks")):
-        variant = dataclasses.replace(get_variant(name), dtype="bfloat16", remat=remat)
+    for name, remat in (("resnet", "none"), ("lrnet", "blocks")):
+        variant = get_variant(f"{name}{depth}")
+        variant = dataclasses.replace(variant, dtype="bfloat16", remat=remat)
         with empty_kernels():
             compiled = compile_step(variant, H100, 128, 224)
         costs = step_costs(parse(compiled.as_text()), variant, H100)
@@ -98,19 +100,18 @@ def steps():
 
 
 @needs_compiler
-def test_lrnet50_beside_resnet50_in_memory(steps):
-    assert steps["lrnet50"][0] <= MOST_MEMORY * steps["resnet50"][0]
+@pytest.mark.parametrize("depth", [26, 50, pytest.param(101, marks=pytest.mark.slow)])
+def test_an_lr_network_beside_its_resnet(depth):
+    found = steps(depth)
+    memory = {name: size for name, (size, _) in found.items()}
+    assert memory["lrnet"] <= MOST_MEMORY * memory["resnet"]
+    seconds = {name: sum(cost.seconds for cost in costs) for name, (_, costs) in found.items()}
+    assert seconds["lrnet"] <= MOST_TIME[depth] * seconds["resnet"]
 
 
 @needs_compiler
-def test_lrnet50_beside_resnet50_in_modelled_time(steps):
-    seconds = {name: sum(cost.seconds for cost in costs) for name, (_, costs) in steps.items()}
-    assert seconds["lrnet50"] <= MOST_TIME * seconds["resnet50"]
-
-
-@needs_compiler
-def test_every_class_and_stage_of_a_step_is_found(steps):
-    _, costs = steps["lrnet50"]
+def test_every_class_and_stage_of_a_step_is_found():
+    _, costs = steps(50)["lrnet"]
     assert set(milliseconds(costs, "kind")) == set(step_time.CLASSES) - {step_time.CONVOLUTIONS}
     by_stage = milliseconds(costs, "stage")
     assert set(by_stage) == {"stem", "res2", "res3", "res4", "res5", "rest"}

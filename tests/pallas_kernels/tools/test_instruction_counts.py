@@ -17,7 +17,7 @@ from pallas_kernels.tools.sass import Code
     [
         ("--kernels=query,kye", "--kernels: no kernel 'kye'; there are forward, query, key\n"),
         ("--shape=lrnet27/*", "no shape matches 'lrnet27/*'; there are stem, "),
-        ("--gpu=h100,v100", "--gpu: no GPU 'v100'; there are a100, h100, b200\n"),
+        ("--gpu=h100,v100", "--gpu: no GPU 'v100'; there are a100, h100, h200, b200\n"),
         ("--dtype=float64", "--dtype: no dtype 'float64'; there are bfloat16, float16, float32\n"),
         ("--plot=x.svg --gpu=a100,h100", "--plot draws one GPU and one dtype; give one of each\n"),
     ],
