@@ -33,10 +33,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from pallas_kernels import jax_triton, native, pallas, pallas_interpret, reference, xla
 from pallas_kernels.platform_switch import (
+    PAIRS_FROM,
     PyTreeFunction,
     by_platform,
     compute_capability,
     current_platform,
+    target_capability,
     vary_alike,
 )
 from pallas_kernels.spec import (
@@ -66,9 +68,9 @@ DEFAULT = "xla"
 # The name of what the backward pass needs of the forward pass, for policies of `jax.checkpoint`.
 RESIDUALS_NAME = "local_relation"
 
-# The order on a GPU of at least this compute capability. It multiplies and adds pairs of float32,
-# and jax_triton then issues a fifth fewer instructions (docs/gpu_kernels.md).
-PAIRS_FROM, PREFERRED_WITH_PAIRS = 10.0, ("jax_triton", "pallas")
+# The order on a GPU that multiplies and adds pairs of float32: jax_triton then issues fewer
+# instructions (docs/gpu_kernels.md).
+PREFERRED_WITH_PAIRS = ("jax_triton", "pallas")
 
 # An exported program (`jax.export`) must run where this package is not installed. Where it would
 # hold one of these, it holds the default.
@@ -92,10 +94,13 @@ class Choice(NamedTuple):
     Attributes:
       default: runs on a platform that is not among the others.
       by_platform: pairs of a platform and the implementation that runs there.
+      capability: of the GPU that kernels are written for, if it is known; JAX shares what it has
+        traced for equal choices.
     """
 
     default: str
     by_platform: tuple[tuple[str, str], ...] = ()
+    capability: float | None = None
 
 
 def local_relation(
@@ -193,7 +198,8 @@ def _choose(spec: Spec, inputs: Inputs, implementation: str | None) -> Choice:
     """The named implementation, or the preferred one of each platform."""
     if implementation is None:
         found = {platform: _preferred(platform, spec, inputs) for platform in PREFERRED}
-        return Choice(DEFAULT, tuple((k, name) for k, name in found.items() if name is not None))
+        by_platform = tuple((k, name) for k, name in found.items() if name is not None)
+        return Choice(DEFAULT, by_platform, target_capability())
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
             f"implementation must be None or one of {', '.join(IMPLEMENTATIONS)}; "
@@ -202,7 +208,7 @@ def _choose(spec: Spec, inputs: Inputs, implementation: str | None) -> Choice:
     runs, reason = _support(implementation, spec, inputs)
     if not runs:
         raise ValueError(f"implementation {implementation!r} cannot run: {reason}")
-    return Choice(implementation)
+    return Choice(implementation, capability=target_capability())
 
 
 def preferred(platform: str) -> tuple[str, ...]:
@@ -259,12 +265,16 @@ Pass = Literal["forward", "backward"]
 @functools.cache
 def _switched(direction: Pass, spec: Spec, choice: Choice) -> PyTreeFunction:
     """One pass of the chosen implementations, behind the platform switch."""
-    platforms = {platform: _jitted(direction, spec, name) for platform, name in choice.by_platform}
+    platforms = {
+        platform: _jitted(direction, spec, name, choice.capability)
+        for platform, name in choice.by_platform
+    }
     not_exported = [platform for platform, name in choice.by_platform if name in NOT_EXPORTED]
-    default = _jitted(direction, spec, choice.default)
+    default = _jitted(direction, spec, choice.default, choice.capability)
     return by_platform(default, not_exported=not_exported, **platforms)
 
 
 @functools.cache
-def _jitted(direction: Pass, spec: Spec, name: str) -> PyTreeFunction:
+def _jitted(direction: Pass, spec: Spec, name: str, capability: float | None) -> PyTreeFunction:
+    del capability  # another function for another GPU
     return jax.jit(functools.partial(getattr(IMPLEMENTATIONS[name], direction), spec))

@@ -37,6 +37,12 @@ _switch = Primitive("local_relation_platform_switch")
 _switch.multiple_results = True
 
 
+# The first compute capability that multiplies and adds two float32 in one instruction.
+PAIRS_FROM = 10.0
+
+_compiled_for: contextvars.ContextVar[float | None] = contextvars.ContextVar(
+    "compiled_for", default=None
+)
 _plain_only = contextvars.ContextVar("plain_only", default=False)
 
 
@@ -66,6 +72,33 @@ def compute_capability() -> float | None:
         return None
     found = getattr(jax.devices()[0], "compute_capability", None)
     return None if found is None else float(found)
+
+
+@contextlib.contextmanager
+def compiling_for(capability: float) -> Iterator[None]:
+    """Kernels are written for a GPU of a compute capability, such as 9.0. It need not be here.
+
+    JAX does not know of this when it reuses what it has traced: trace a new function object here.
+    """
+    token = _compiled_for.set(capability)
+    try:
+        yield
+    finally:
+        _compiled_for.reset(token)
+
+
+def target_capability() -> float | None:
+    """The compute capability that kernels are written for; None if it is not known.
+
+    It is that of `compiling_for`, else that of the GPU that JAX computes on.
+    """
+    chosen = _compiled_for.get()
+    return compute_capability() if chosen is None else chosen
+
+
+def multiplies_pairs() -> bool:
+    """Whether kernels are written for a GPU that multiplies and adds pairs of float32."""
+    return (target_capability() or 0.0) >= PAIRS_FROM
 
 
 def by_platform(

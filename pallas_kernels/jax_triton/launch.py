@@ -12,10 +12,10 @@ from pallas_kernels.jax_triton.plan import LOG2E, Plan
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.platform_switch import multiplies_pairs
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
 NAME = "jax_triton"  # among the implementations
-PAIRS_FROM = 100  # the first compute capability that multiplies and adds pairs of float32
 
 
 class PixelStats(NamedTuple):
@@ -95,7 +95,7 @@ def plan(
         strip=tile.strip,
         lanes=tile.lanes,
         repeats=tile.strips_per_lane,
-        pairs=stack.capability() >= PAIRS_FROM,
+        pairs=multiplies_pairs(),
         sums_prior=sums_prior,
     )
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from pallas_kernels.jax_triton.plan import Plan
-from pallas_kernels.platform_switch import compute_capability
+from pallas_kernels.platform_switch import target_capability
 
 INSTALL = "python -m pip install -e '.[cuda12]' (or cuda13) in the checkout"
 KERNELS = "pallas_kernels.jax_triton.kernels"
@@ -34,8 +34,6 @@ PTX_VERSION = {"old": 80, "blackwell": 88}
 # Triton's names of dtypes.
 TYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "int32": "i32"}
 
-_target: contextvars.ContextVar[int | None] = contextvars.ContextVar("target", default=None)
-
 
 @functools.cache
 def missing() -> str | None:
@@ -49,28 +47,9 @@ def missing() -> str | None:
 
 
 def capability() -> int:
-    """The compute capability to compile for, 90 for 9.0.
-
-    It is that of `target`, else that of the GPU of this machine, else the oldest supported one.
-    """
-    chosen = _target.get()
-    if chosen is not None:
-        return chosen
-    here = compute_capability()
-    return OLDEST if here is None else round(10 * here)
-
-
-@contextlib.contextmanager
-def target(capability: int) -> Iterator[None]:
-    """Compiles for a GPU that need not be here: 80, 90 or 100, for example.
-
-    JAX reuses what it has traced: pass it a new function object for each GPU.
-    """
-    token = _target.set(capability)
-    try:
-        yield
-    finally:
-        _target.reset(token)
+    """The compute capability to compile for, 90 for 9.0; the oldest supported one if unknown."""
+    found = target_capability()
+    return OLDEST if found is None else round(10 * found)
 
 
 @functools.cache

@@ -52,7 +52,7 @@ def forward(
         number = result(query, pixels * problem.groups, jnp.float32)
         normalizer = Normalizer(number, number)
     [results] = pl.pallas_call(
-        functools.partial(_kernel, problem, strips, cases, Alu(ptx=not interpret)),
+        functools.partial(_kernel, problem, strips, cases, Alu.of(interpret)),
         grid=strips.grid,
         # In a list, because a tuple at the top would reach the kernel as one argument per field.
         out_shape=[Results(layout.result(query, pixels * problem.channels), normalizer)],

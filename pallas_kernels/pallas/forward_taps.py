@@ -227,7 +227,7 @@ def _add_tap(
     if logits.problem.softmax:
         weight = ops.exp2(weight)
         total = [total[0] + weight]
-    return total, [ops.fma(weight, x, a) for x, a in zip(v, values, strict=True)]
+    return total, ops.add_weighted(weight, v, values)
 
 
 def _add_shifted(
@@ -240,7 +240,7 @@ def _add_shifted(
 ) -> tuple[Number, list[Number]]:
     """Adds a tap to the sums of a pixel, with a weight of exp(logit - shift)."""
     weight = ops.exp2((logit - shift) * LOG2E)
-    return total + weight, [ops.fma(weight, x, a) for x, a in zip(v, values, strict=True)]
+    return total + weight, ops.add_weighted(weight, v, values)
 
 
 def _divide(ops: Ops[Number], total: Number, values: list[Number]) -> tuple[Number, list[Number]]:

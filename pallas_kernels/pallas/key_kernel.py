@@ -65,7 +65,7 @@ def key_gradients(
     d_key = Layout.key(problem).result(d_out, places * problem.groups * problem.depth)
     d_value = Layout.value(problem).result(d_out, places * problem.channels)
     [results] = pl.pallas_call(
-        functools.partial(_kernel, problem, strips, cases, Alu(ptx=not interpret)),
+        functools.partial(_kernel, problem, strips, cases, Alu.of(interpret)),
         grid=strips.grid,
         out_shape=[Results(d_key, d_value)],
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),

@@ -7,7 +7,7 @@ from typing import Generic, NamedTuple
 import jax.numpy as jnp
 
 from pallas_kernels.pallas.key_strip import KeyStrip, OutputRow
-from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops
 from pallas_kernels.pallas.lanes.channels import Channels
 from pallas_kernels.pallas.lanes.logits import LogitMath
 from pallas_kernels.pallas.lanes.memory import Operand
@@ -212,12 +212,12 @@ def _add_tap(
 ) -> tuple[list[Number], list[Number]]:
     """Adds a tap to (d_key, d_value) of a key."""
     weight, slopes = logits.logit(ops, key.key, output.query, key.prior)
-    d_logit = dot(ops, output.g, key.value, output.start)
+    d_logit = ops.dot(output.g, key.value, output.start)
     if output.normalizer:
         *shift, factor = output.normalizer
         if shift:
             weight = (weight - shift[0]) * LOG2E
         weight = ops.exp2(weight) * factor
         d_logit = weight * d_logit
-    d_value = [ops.fma(weight, x, y) for x, y in zip(output.g, key.d_value, strict=True)]
+    d_value = ops.add_weighted(weight, output.g, key.d_value)
     return logits.accumulate(ops, key.d_key, d_logit, slopes), d_value

@@ -68,7 +68,7 @@ def query_gradients(
     d_query = Layout.query(problem).result(d_out, places * problem.depth)
     inputs, out, normalizer = residuals
     [results] = pl.pallas_call(
-        functools.partial(_kernel, problem, strips, cases, rounds, columns, Alu(ptx=not interpret)),
+        functools.partial(_kernel, problem, strips, cases, rounds, columns, Alu.of(interpret)),
         grid=grid,
         out_shape=[Results(d_query, pairs, severity, d_prior)],
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=1),

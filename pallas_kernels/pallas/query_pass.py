@@ -14,7 +14,7 @@ import dataclasses
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.pallas.lanes.arithmetic import Number, Ops, dot
+from pallas_kernels.pallas.lanes.arithmetic import Number, Ops
 from pallas_kernels.pallas.lanes.channels import Channels
 from pallas_kernels.pallas.lanes.logits import LogitMath
 from pallas_kernels.pallas.lanes.memory import interleave, load, store
@@ -73,7 +73,10 @@ class StripPass:
             kept = self.d_out if strip is self.strip else []
             g = kept or program.load(program.d_out, strip, chunk)
             y = program.load(out, strip, chunk)
-            return [program.alu.inline(dot, *x) for x in zip(g, y, delta, strict=True)]
+            return [
+                program.alu.inline(lambda ops, *x: ops.dot(*x), *x)
+                for x in zip(g, y, delta, strict=True)
+            ]
 
         return loop(program.problem.chunks, add_chunk, [program.zero] * strip.count)
 

@@ -7,7 +7,7 @@ from typing import Generic, NamedTuple
 
 import jax
 
-from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops
 from pallas_kernels.pallas.lanes.channels import Channels
 from pallas_kernels.pallas.lanes.logits import LogitMath
 from pallas_kernels.pallas.lanes.memory import Operand
@@ -206,7 +206,7 @@ def _add_tap(
 ) -> tuple[list[Number], Number]:
     """Adds a tap to (d_query, d_prior) of a pixel."""
     logit, slopes = logits.logit(ops, pixel.query, k, pixel.prior)
-    d_logit = dot(ops, pixel.g, v, pixel.start)
+    d_logit = ops.dot(pixel.g, v, pixel.start)
     if logits.problem.softmax and logits.fast:
         d_logit = ops.exp2(logit) * d_logit
     elif logits.problem.softmax:

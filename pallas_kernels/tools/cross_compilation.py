@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from pallas_kernels.pallas import absent_gpu
+from pallas_kernels.platform_switch import compiling_for
 
 INSTALL = "make inspect, and start with JAX_PLATFORMS=cpu PYTHONPATH=build/cuda"
 
@@ -51,6 +52,12 @@ class Gpu:
     l2: int
     shared_per_core: int
     shared_per_block: int
+
+    @property
+    def compute_capability(self) -> float:
+        """`capability` as one number, such as 9.0."""
+        major, minor = self.capability
+        return major + minor / 10
 
     @property
     def description(self) -> str:
@@ -186,7 +193,7 @@ def compile_for(
         options["xla_gpu_fail_ptx_compilation_on_register_spilling"] = True
     if dump is not None:
         options |= {"xla_dump_to": dump, "xla_dump_emitter_re": ".*"}
-    with absent_gpu(mesh.abstract_mesh):
+    with absent_gpu(mesh.abstract_mesh), compiling_for(gpu.compute_capability):
         lowered = jax.jit(function).trace(*avals).lower(lowering_platforms=("cuda",))
     return lowered.compile(compiler_options=options)
 

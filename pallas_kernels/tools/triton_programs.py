@@ -11,6 +11,7 @@ from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.pallas.problem import Problem
 from pallas_kernels.pallas.strips import BorderCase
 from pallas_kernels.pallas.tiling import Tile
+from pallas_kernels.platform_switch import compiling_for
 from pallas_kernels.spec import Inputs, Normalizer, Residuals
 from pallas_kernels.tools import cross_compilation
 from pallas_kernels.tools.cross_compilation import Gpu, Kernel
@@ -36,8 +37,7 @@ def compiled(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -
       tile: None for the one that would be used.
     """
     _, _, function, arguments = program(shape, dtype, name, tile, launch.NAME)
-    major, minor = gpu.capability
-    with stack.target(10 * major + minor), stack.recorded() as calls:
+    with compiling_for(gpu.compute_capability), stack.recorded() as calls:
         jax.eval_shape(function, *arguments)
     [(call, arrays)] = calls
     ptx, shared = call.compile(arrays)

@@ -6,10 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-from pallas_kernels.platform_switch import by_platform, without_switch
+from pallas_kernels import local_relation
+from pallas_kernels.pallas import EXPORT_CHECKS, absent_gpu
+from pallas_kernels.platform_switch import (
+    by_platform,
+    compiling_for,
+    target_capability,
+    without_switch,
+)
+from pallas_kernels.spec import Spec
+from pallas_kernels.tools.shapes import Shape, make_inputs
 
 X = jnp.arange(6.0).reshape(2, 3)
 Y = jnp.ones(3)
@@ -182,3 +192,23 @@ def test_a_converter_sees_the_default_alone():
     with without_switch():
         assert "platform_switch" not in traced()
     assert "platform_switch" in traced()
+
+
+def test_one_process_writes_kernels_for_several_gpus():
+    """A call is traced again for another GPU."""
+    shape = Shape("small", 5, 7, 16, Spec((3, 3), 8))
+    inputs = make_inputs(shape)
+
+    def text(capability):
+        def run(*inputs):
+            return local_relation(*inputs, **shape.options)
+
+        exporter = export.export(jax.jit(run), platforms=("cuda",), disabled_checks=EXPORT_CHECKS)
+        with absent_gpu(), compiling_for(capability):
+            return exporter(*inputs).mlir_module()
+
+    assert target_capability() is None
+    with compiling_for(9.0), compiling_for(10.0):
+        assert target_capability() == 10.0
+    found = ["fma.rn.f32x2" in text(capability) for capability in (9.0, 10.0, 9.0)]
+    assert found == [False, True, False]

@@ -13,13 +13,8 @@ the strips again with a pass for the maximum if one of them is outside [2**-40, 
 import triton
 import triton.language as tl
 
+from pallas_kernels.jax_triton.kernels.channels import add_weighted
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats
-from pallas_kernels.jax_triton.kernels.pairs import (
-    add_weighted,
-    as_floats,
-    in_registers,
-    no_channels,
-)
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
     load_strip,
@@ -103,11 +98,12 @@ def single_pass(arrays, place, rows, x0, CASE: tl.constexpr, P: tl.constexpr):
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
     R: tl.constexpr = P.strip
+    M: tl.constexpr = P.m
     query, key, value, prior, _, _, _ = arrays
     group = place[2]
     queries = load_strip(query, place, x0, 0, MASKED, P, True)
     zero = tl.zeros((P.lanes,), tl.float32)
-    totals, sums = (zero,) * R, (no_channels(P),) * R
+    totals, sums = (zero,) * R, ((zero,) * M,) * R
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
         priors = window_priors(prior, dy, valid, group, P, True)
@@ -134,18 +130,17 @@ def store_checked(arrays, place, x0, queries, totals, sums, MASKED: tl.constexpr
     failed = tl.zeros((P.lanes,), tl.int32)
     for i in tl.static_range(R):
         live = live_lanes(place, x0, i, MASKED, P)
-        values = as_floats(sums[i], P)
         if P.softmax:
             good = (totals[i] >= MIN_SUM) & (totals[i] <= MAX_SUM)
             if P.dtypes[2] != "fp16":  # 65504 * 2**60 is finite
-                magnitude = tl.abs(values[0])
+                magnitude = tl.abs(sums[i][0])
                 for j in tl.static_range(1, M):
-                    magnitude += tl.abs(values[j])
+                    magnitude += tl.abs(sums[i][j])
                 good &= magnitude < float("inf")
             good &= imprecise(queries[i], P) == 0
             failed |= (live & (good == 0)).to(tl.int32)
         shift = tl.zeros_like(totals[i])
-        store_pixel(arrays, place, x0, i, shift, totals[i], values, live, MASKED, P)
+        store_pixel(arrays, place, x0, i, shift, totals[i], sums[i], live, MASKED, P)
     return tl.max(failed, 0)
 
 
@@ -171,6 +166,7 @@ def exact_pass(arrays, place, rows, P: tl.constexpr):
 
     It runs rarely, so it is written to be small and not fast.
     """
+    M: tl.constexpr = P.m
     query, key, value, prior, _, _, _ = arrays
     image, row, group, _active = place
     zero = tl.zeros((P.lanes,), tl.float32)
@@ -180,7 +176,7 @@ def exact_pass(arrays, place, rows, P: tl.constexpr):
             query, (pixel_number(place, x0, 0, True, P) * P.groups + group) * P.depth
         )
         q = prepared(load_floats(address, 0, P.depth, P.vector(0), P.dtypes[0]), P, False)
-        shift, total, sums = zero - float("inf"), zero, no_channels(P)
+        shift, total, sums = zero - float("inf"), zero, (zero,) * M
         for step in range(2 * P.kh):  # twice over the window
             dy = step % P.kh
             y = row * P.stride + dy - P.top
@@ -202,8 +198,7 @@ def exact_pass(arrays, place, rows, P: tl.constexpr):
                 else:
                     weight = exp2((found - shift) * LOG2E)
                     v = load_channels(value_addresses(value, there, group, P), 0, P)
-                    v = in_registers(v, P)
                     total += weight
                     sums = add_weighted(weight, v, sums, P)
         live = live_lanes(place, x0, 0, True, P)
-        store_pixel(arrays, place, x0, 0, shift, total, as_floats(sums, P), live, True, P)
+        store_pixel(arrays, place, x0, 0, shift, total, sums, live, True, P)

@@ -14,14 +14,8 @@ all keys of the strip that the output's window contains.
 import triton
 import triton.language as tl
 
+from pallas_kernels.jax_triton.kernels.channels import add_weighted, dot
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats, load_words
-from pallas_kernels.jax_triton.kernels.pairs import (
-    add_weighted,
-    all_in_registers,
-    as_floats,
-    dot,
-    no_channels,
-)
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
     load_strip,
@@ -127,6 +121,7 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     """Sums over the outputs whose windows contain a strip of keys, and stores both gradients."""
     R: tl.constexpr = P.strip
     D: tl.constexpr = P.depth
+    M: tl.constexpr = P.m
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
@@ -134,8 +129,8 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     image, row, group, _active = place
     zero = tl.zeros((P.lanes,), tl.float32)
     keys = load_strip(key, place, x0, 1, MASKED, P, FAST)
-    values = all_in_registers(load_strip_channels(value, place, x0, MASKED, P), P)
-    key_sums, value_sums = ((zero,) * D,) * R, (no_channels(P),) * R
+    values = load_strip_channels(value, place, x0, MASKED, P)
+    key_sums, value_sums = ((zero,) * D,) * R, ((zero,) * M,) * R
     for number in range(rows[0], rows[1]):
         yo = (row + P.top) // P.stride - number
         in_window = row + P.top - yo * P.stride
@@ -175,4 +170,4 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
         live = live_lanes(place, x0, i, MASKED, P)
         found = scaled(key_sums[i], P.gradient_factor(FAST))
         store_components(d_key, place, x0, i, found, 1, live, MASKED, P)
-        store_channels(d_value, place, x0, i, as_floats(value_sums[i], P), live, MASKED, P)
+        store_channels(d_value, place, x0, i, value_sums[i], live, MASKED, P)

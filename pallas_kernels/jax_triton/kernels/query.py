@@ -18,17 +18,12 @@ XLA adds up the columns.
 import triton
 import triton.language as tl
 
+from pallas_kernels.jax_triton.kernels.channels import dot
 from pallas_kernels.jax_triton.kernels.memory import (
     address_of,
     load_words,
     store_floats,
     store_words,
-)
-from pallas_kernels.jax_triton.kernels.pairs import (
-    all_in_registers,
-    dot,
-    in_registers,
-    start_of_dot,
 )
 from pallas_kernels.jax_triton.kernels.pixels import (
     live_lanes,
@@ -166,7 +161,7 @@ def one_strip(arrays, place, rows, x0, columns, lane, CASE: tl.constexpr, P: tl.
             shifted |= imprecise(queries[i], P)
             wide = (f < MIN_FACTOR) | (f > MAX_FACTOR) | (f != f)
             here = tl.maximum(here, tl.where(shifted, SHIFTED, tl.where(wide, WIDE_FACTOR, PLAIN)))
-            start = -dot(in_registers(g[i], P), in_registers(y[i], P), zero, P)
+            start = -dot(g[i], y[i], zero, P)
             store_numbers(pairs, place, x0, i, (f, start), live, MASKED, P)
             starts = replaced(starts, i, start * f)
             g = replaced(g, i, scaled(g[i], f))
@@ -207,9 +202,6 @@ def gather(
             live = live_lanes(place, x0, i, MASKED, P).to(tl.float32)
             g = replaced(g, i, scaled(g[i], live))
             starts = replaced(starts, i, starts[i] * live)
-    g = all_in_registers(g, P)
-    for i in tl.static_range(R):
-        starts = replaced(starts, i, start_of_dot(starts[i], P))
     sums = ((zero,) * D,) * R
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
@@ -253,8 +245,8 @@ def exact_pixel(arrays, place, rows, x0, columns, lane, P: tl.constexpr):
     zero = tl.zeros((P.lanes,), tl.float32)
     live = live_lanes(place, x0, 0, True, P)
     q = load_strip(query, place, x0, 0, True, P, False)[0]
-    g = in_registers(load_strip_channels(d_out, place, x0, True, P)[0], P)
-    y = in_registers(load_strip_channels(out, place, x0, True, P)[0], P)
+    g = load_strip_channels(d_out, place, x0, True, P)[0]
+    y = load_strip_channels(out, place, x0, True, P)[0]
     start = -dot(g, y, zero, P)
     f = load_number(factor, place, x0, 0, True, P)
     largest = load_number(shift, place, x0, 0, True, P)

@@ -4,7 +4,6 @@ import triton
 import triton.language as tl
 
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats
-from pallas_kernels.jax_triton.kernels.pairs import in_registers
 from pallas_kernels.jax_triton.kernels.places import load_channels, value_addresses
 
 
@@ -44,7 +43,7 @@ def column(
         P.dtypes[WHICH],
     )
     values = load_channels(value_addresses(channels, pixel, group, P), 0 if MASKED else c, P)
-    return parts, in_registers(values, P), exists, pixel
+    return parts, values, exists, pixel
 
 
 @triton.jit

@@ -16,6 +16,7 @@ from jax import lax
 
 from pallas_kernels.pallas.lanes import ptx
 from pallas_kernels.pallas.lanes.vectors import Vector
+from pallas_kernels.platform_switch import multiplies_pairs
 
 
 class SupportsArithmetic(Protocol):
@@ -36,6 +37,14 @@ class Ops(Protocol[Number]):
 
     def fma(self, a: Number | float, b: Number | float, c: Number | float) -> Number:
         """The sum a * b + c, rounded once on a GPU and twice in interpret mode."""
+
+    def add_weighted(
+        self, weight: Number, x: Sequence[Number], sums: Sequence[Number]
+    ) -> list[Number]:
+        """The sums plus weight * x, each a fused multiply-add."""
+
+    def dot(self, a: Sequence[Number], b: Sequence[Number], start: Number) -> Number:
+        """The start plus the products of two sequences, as a chain of fused multiply-adds."""
 
     def exp2(self, x: Number) -> Number:
         """2**x, on a GPU to 2 units in the last place; results below 2**-126 become 0."""
@@ -62,6 +71,18 @@ class JnpOps:
     def fma(self, a: Vector | float, b: Vector | float, c: Vector | float) -> Any:
         """See `Ops`."""
         return a * b + c
+
+    def add_weighted(
+        self, weight: Vector, x: Sequence[Vector], sums: Sequence[Vector]
+    ) -> list[Vector]:
+        """See `Ops`."""
+        return [self.fma(weight, a, total) for a, total in zip(x, sums, strict=True)]
+
+    def dot(self, a: Sequence[Vector], b: Sequence[Vector], start: Vector) -> Vector:
+        """See `Ops`."""
+        for x, y in zip(a, b, strict=True):
+            start = self.fma(x, y, start)
+        return start
 
     def exp2(self, x: Vector) -> Vector:
         """See `Ops`."""
@@ -97,9 +118,16 @@ class Alu:
 
     Attributes:
       ptx: whether to emit inline PTX. Interpret mode cannot run it and takes plain jnp.
+      pairs: whether sums over channels take two float32 at a time, which only some GPUs can.
     """
 
     ptx: bool
+    pairs: bool = False
+
+    @classmethod
+    def of(cls, interpret: bool) -> "Alu":
+        """That of interpret mode, or of the GPU that is compiled for."""
+        return cls(not interpret, not interpret and multiplies_pairs())
 
     def inline(self, body: Callable[..., Any], *inputs: Any, words: bool = False) -> Any:
         """Runs `body(ops, *inputs)` as one operation.
@@ -115,7 +143,7 @@ class Alu:
         """
         if not self.ptx:
             return body(JnpOps(), *inputs)
-        return ptx.record(body, inputs, jnp.int32 if words else jnp.float32)
+        return ptx.record(body, inputs, jnp.int32 if words else jnp.float32, self.pairs)
 
     def inline_each(
         self, body: Callable[..., Any], shared: tuple[Any, ...], each: Sequence[tuple[Any, ...]]
@@ -124,10 +152,3 @@ class Alu:
         return self.inline(
             lambda ops, shared, each: [body(ops, *shared, *x) for x in each], shared, list(each)
         )
-
-
-def dot(ops: Ops[Number], a: Sequence[Number], b: Sequence[Number], start: Number) -> Number:
-    """Adds the products of two sequences to `start`, as a chain of fused multiply-adds."""
-    for x, y in zip(a, b, strict=True):
-        start = ops.fma(x, y, start)
-    return start

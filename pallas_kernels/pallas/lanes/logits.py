@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from pallas_kernels.pallas.lanes.arithmetic import Number, Ops, dot
+from pallas_kernels.pallas.lanes.arithmetic import Number, Ops
 from pallas_kernels.pallas.lanes.vectors import Vector, Vectors
 from pallas_kernels.pallas.problem import LOG2E, Problem
 
@@ -74,7 +74,7 @@ class LogitMath:
         The slope is the other side for a multiplication, else stationary minus other.
         """
         if self.problem.spec.similarity == "multiplication":
-            return dot(ops, stationary, other, prior), list(other)
+            return ops.dot(stationary, other, prior), list(other)
         if self.prescaled:
             minus = -math.sqrt(self.coefficient)
             slopes = [ops.fma(k, minus, q) for q, k in zip(stationary, other, strict=True)]
@@ -84,7 +84,7 @@ class LogitMath:
         slopes = [q - k for q, k in zip(stationary, other, strict=True)]
         if self.problem.spec.similarity == "squared_difference":
             total = slopes[0] * slopes[0]
-            total = dot(ops, slopes[1:], slopes[1:], total)
+            total = ops.dot(slopes[1:], slopes[1:], total)
         else:
             total = functools.reduce(lambda a, b: a + b, [ops.absolute(d) for d in slopes])
         return ops.fma(total, -self.coefficient, prior), slopes

@@ -13,6 +13,7 @@ from jax._src.pallas.triton import lowering, primitives
 from jax.interpreters import mlir
 
 BFLOAT16 = jnp.dtype(jnp.bfloat16)
+MIN_PAIRED = 4  # products of a sum in pairs; the halves of fewer cost as much as they save
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,12 +45,20 @@ Operand = Register | float | int | str
 
 
 class PtxOps:
-    """`arithmetic.Ops` that record PTX instead of computing."""
+    """`arithmetic.Ops` that record PTX instead of computing.
 
-    def __init__(self) -> None:
+    With pairs, sums over channels take two float32 at a time, in registers of 64 bits. The
+    assembler then chooses the others so that packing and unpacking them takes no instruction.
+    """
+
+    def __init__(self, pairs: bool = False) -> None:
+        self.pairs = pairs
         self.lines: list[str] = []
         self.registers = 0
+        self.wide_registers = 0
         self.predicates = 0
+        self.packed: dict[tuple[str, str], str] = {}
+        self.halves: dict[str, Register] = {}
 
     def emit(self, operation: str, *operands: Operand) -> Register:
         """Records one instruction; its result is a new register."""
@@ -62,6 +71,59 @@ class PtxOps:
     def fma(self, a: Register | float, b: Register | float, c: Register | float) -> Register:
         """See `Ops`."""
         return self.emit("fma.rn.f32", a, b, c)
+
+    def add_weighted(
+        self, weight: Register, x: Sequence[Register], sums: Sequence[Register]
+    ) -> list[Register]:
+        """See `Ops`."""
+        if not self.pairs or len(x) % 2:
+            return [self.fma(weight, a, total) for a, total in zip(x, sums, strict=True)]
+        both, found = self._pack(weight, weight), list[Register]()
+        for i in range(0, len(x), 2):
+            total = self._pack(sums[i], sums[i + 1])
+            found += self._unpack(self._fma_of_pair(both, self._pack(x[i], x[i + 1]), total))
+        return found
+
+    def dot(self, a: Sequence[Register], b: Sequence[Register], start: Register) -> Register:
+        """See `Ops`."""
+        if not self.pairs or len(a) % 2 or len(a) < MIN_PAIRED:
+            for x, y in zip(a, b, strict=True):
+                start = self.fma(x, y, start)
+            return start
+        # Both halves begin with half of it. The assembler would write a 0 again for each product.
+        if start.name not in self.halves:
+            self.halves[start.name] = start * 0.5
+        half = self.halves[start.name]
+        total = self._pack(half, half)
+        for i in range(0, len(a), 2):
+            of_a, of_b = self._pack(a[i], a[i + 1]), self._pack(b[i], b[i + 1])
+            total = self._fma_of_pair(of_a, of_b, total)
+        low, high = self._unpack(total)
+        return low + high
+
+    def _pack(self, low: Register, high: Register) -> str:
+        """A register of 64 bits that holds both."""
+        names = low.name, high.name
+        if names not in self.packed:
+            self.packed[names] = self._wide("mov.b64", f"{{{names[0]}, {names[1]}}}")
+        return self.packed[names]
+
+    def _unpack(self, pair: str) -> list[Register]:
+        """Both halves of a register of 64 bits."""
+        found = [Register(self, f"t{self.registers + i}") for i in range(2)]
+        self.registers += 2
+        self.lines.append(f"mov.b64 {{{found[0].name}, {found[1].name}}}, {pair};")
+        return found
+
+    def _fma_of_pair(self, a: str, b: str, c: str) -> str:
+        return self._wide("fma.rn.f32x2", a, b, c)
+
+    def _wide(self, operation: str, *operands: str) -> str:
+        """Records one instruction; its result is a new register of 64 bits."""
+        result = f"w{self.wide_registers}"
+        self.wide_registers += 1
+        self.lines.append(f"{operation} {result}, {', '.join(operands)};")
+        return result
 
     def exp2(self, x: Register) -> Register:
         """See `Ops`."""
@@ -98,6 +160,8 @@ class PtxOps:
     def text(self, results: Sequence[Register], inputs: int) -> str:
         """The block of PTX: operands $0, $1 and so on are the results, then the inputs."""
         lines = ["{", f".reg .b32 t<{self.registers}>;"]
+        if self.wide_registers:
+            lines.append(f".reg .b64 w<{self.wide_registers}>;")
         if self.predicates:
             lines.append(f".reg .pred p<{self.predicates}>;")
         if any("h0" in line for line in self.lines):
@@ -137,20 +201,21 @@ def _lower_block(ctx: Any, *inputs: Any, results: Any, text: str, constraints: s
     return [lowered] if len(results) == 1 else list(lowered)
 
 
-def record(body: Callable[..., Any], inputs: Any, dtype: Any) -> Any:
+def record(body: Callable[..., Any], inputs: Any, dtype: Any, pairs: bool = False) -> Any:
     """Runs `body(ops, *inputs)` as one block of inline PTX.
 
     Args:
       body: arithmetic with `arithmetic.Ops`; none of its results may be an input.
       inputs: tree of arrays that broadcast to one shape.
       dtype: of all results, float32 or int32.
+      pairs: see `PtxOps`.
 
     Returns:
       The tree of `body`'s results, as arrays.
     """
     leaves, tree = jax.tree_util.tree_flatten(inputs)
     shape = jnp.broadcast_shapes(*(x.shape for x in leaves))
-    ops = PtxOps()
+    ops = PtxOps(pairs)
     names = [Register(ops, f"#{i}#") for i in range(len(leaves))]
     results, out_tree = jax.tree_util.tree_flatten(
         body(ops, *jax.tree_util.tree_unflatten(tree, names))

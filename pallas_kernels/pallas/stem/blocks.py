@@ -15,7 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plt
 
-from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops, dot
+from pallas_kernels.pallas.lanes.arithmetic import Alu, Number, Ops
 from pallas_kernels.pallas.lanes.vectors import Mask, Ref, Scalar, Vector, Vectors, and_masks
 from pallas_kernels.pallas.stem.arrays import Inputs, padded
 from pallas_kernels.spec import strided_size
@@ -207,7 +207,7 @@ class Block:
         """(x - mean) @ weights + bias, (P, C) float32."""
 
         def body(ops: Ops[Number], x: list[Number], w: list[Number], bias: Number) -> Number:
-            return dot(ops, x, w, bias)
+            return ops.dot(x, w, bias)
 
         rows = [x[:, None] for x in centred]
         weights = [w[None, :] for w in parameters.weights]

@@ -11,6 +11,7 @@ from pallas_kernels.jax_triton import beyond_limits, stack
 from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
+from pallas_kernels.platform_switch import compiling_for
 from pallas_kernels.spec import Spec
 from pallas_kernels.tools.shapes import SHAPES, Shape, make_inputs
 
@@ -152,6 +153,6 @@ class TestDefault:
 
 def test_without_a_gpu_code_is_for_the_oldest():
     assert stack.capability() == 80
-    with stack.target(100):
+    with compiling_for(10.0):
         assert stack.capability() == 100
     assert stack.capability() == 80

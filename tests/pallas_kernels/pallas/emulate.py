@@ -37,8 +37,10 @@ from pallas_kernels.jax_triton.plan import Plan  # noqa: E402
 from pallas_kernels.pallas import backward_pass, forward_kernel  # noqa: E402
 from pallas_kernels.pallas.lanes import priors  # noqa: E402
 from pallas_kernels.pallas.tiling import Tile  # noqa: E402
+from pallas_kernels.platform_switch import compiling_for  # noqa: E402
 from pallas_kernels.spec import Inputs, Residuals  # noqa: E402
 from pallas_kernels.tools.comparison import cut, errors  # noqa: E402
+from pallas_kernels.tools.cross_compilation import GPUS  # noqa: E402
 from pallas_kernels.tools.shapes import SHAPES, Shape  # noqa: E402
 
 IMPLEMENTATIONS = {"pallas": pallas, "jax_triton": jax_triton}
@@ -105,7 +107,20 @@ def _pallas(
         residuals = Residuals(inputs, out, normalizer)
         return out, *backward_pass.backward(shape.spec, residuals, d_out, tiles=pair)
 
-    results, runs = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)
+    true_load, true_run = jaxrun.load, jaxrun.run
+
+    def load(ptx: str, *arguments: Any, **options: Any) -> Any:
+        return true_load(without_pairs(ptx), *arguments, **options)
+
+    def run(ptx: str, *arguments: Any, **options: Any) -> Any:
+        return true_run(without_pairs(ptx), *arguments, **options)
+
+    with (
+        compiling_for(float(arch)),
+        mock.patch.dict(jaxrun.TARGETS, {"10.0": GPUS["b200"].description}),
+        mock.patch.multiple(jaxrun, load=load, run=run),
+    ):
+        results, runs = jaxrun.simulate(kernels, *arrays, arch=arch, route=route)
     return results, [(run.name, run.stats) for run in runs]
 
 
@@ -132,7 +147,7 @@ def _jax_triton(
         found = true_calls(lowered)
         return [dataclasses.replace(call, ptx=without_pairs(call.ptx)) for call in found]
 
-    with stack.target(round(10 * float(arch))), mock.patch.object(jaxtriton, "calls", calls):
+    with compiling_for(float(arch)), mock.patch.object(jaxtriton, "calls", calls):
         results, runs = jaxtriton.simulate(kernels, *arrays, arch=arch)
     return results, [(call.name, stats) for call, stats in runs]
 
@@ -152,7 +167,7 @@ def without_pairs(ptx: str) -> str:
             lines.append(f"{operation}.f32 {half}0, {names};")
         return " ".join(["{", *lines, f"mov.b64 {result}, {{l0, h0}};", "}"])
 
-    three = r"((?:max|min)\.f32)\s+(%\w+), (%\w+), (%\w+), (%\w+);"
+    three = r"((?:max|min)\.f32)\s+([^,;]+), ([^,;]+), ([^,;]+), ([^,;]+);"
     ptx = re.sub(three, r"{ .reg .f32 m; \1 m, \3, \4; \1 \2, m, \5; }", ptx)
     return re.sub(r"((?:fma|mul|add|sub)\.rn)\.f32x2\s+([^;]*);", one_by_one, ptx)
 
