@@ -26,7 +26,8 @@ MAX_STRIDE = 2
 MAX_ELEMENTS = 2**31 - 2**20  # indices have 32 bits and reach a little beyond the last element
 
 
-# As `pallas.EXPORT_CHECKS`.
+# As `pallas.EXPORT_CHECKS`. The custom call is part of the CUDA plugin of JAX, which promises no
+# compatibility for it: an artifact runs with the JAX that wrote it. It does not need jax-triton.
 EXPORT_CHECKS = kept.CHECKS
 
 

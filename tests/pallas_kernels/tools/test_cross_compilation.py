@@ -265,18 +265,33 @@ def check_compiled(gpu, name, kernels, dtype, implementation="pallas"):
     return done.stdout
 
 
-@pytest.mark.parametrize("implementation", ["pallas", "jax_triton"])
-@pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
-def test_compiled_kernels_executed(bug, code, implementation):
-    command = [
-        sys.executable, "-m", "tests.pallas_kernels.pallas.emulate",
-        "--shapes=odd/fewer_channels_than_group", "--arch=9.0", "--dtypes=bfloat16",
-        "--strip=2", "--warps=1", f"--implementation={implementation}",
-    ]  # fmt: skip
-    if bug:
-        command.append("--plant-bug")
+def check_emulated(module, *options):
+    """Runs an emulation in a process of its own; its exit code and output."""
+    command = [sys.executable, "-m", f"tests.pallas_kernels.pallas.{module}", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
     if done.stdout.startswith("SKIPPED"):
         pytest.skip(done.stdout)
-    assert done.returncode == code, done.stdout + done.stderr[-2000:]
-    assert ("WRONG: out" in done.stdout) == bug
+    return done.returncode, done.stdout + done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "jax_triton"])
+def test_transforms_of_compiled_kernels_executed(implementation):
+    """vmap, pmap and shard_map, against the reference."""
+    code, output = check_emulated(
+        "emulate_transforms", "--arch=9.0", f"--implementation={implementation}"
+    )
+    assert code == 0, output
+    assert output.count(" ok\n") == 5
+
+
+@pytest.mark.parametrize("implementation", ["pallas", "jax_triton"])
+@pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
+def test_compiled_kernels_executed(bug, code, implementation):
+    found, output = check_emulated(
+        "emulate",
+        "--shapes=odd/fewer_channels_than_group", "--arch=9.0", "--dtypes=bfloat16",
+        "--strip=2", "--warps=1", f"--implementation={implementation}",
+        *(["--plant-bug"] if bug else []),
+    )  # fmt: skip
+    assert found == code, output
+    assert ("WRONG: out" in output) == bug

@@ -1,0 +1,25 @@
+"""What a lowered program calls, counted in its text."""
+
+import collections
+import re
+
+
+def kernel_calls(text):
+    """How often the program calls a kernel of jax_triton, by the pass that calls it.
+
+    A function of the module counts for each of its calls. A loop counts as one round.
+
+    Args:
+      text: of a module that was lowered for CUDA.
+    """
+    bodies = dict(re.findall(r"func\.func \w+ @(\w+)(.*?)\n  }", text, re.DOTALL))
+    found = collections.Counter()
+
+    def visit(name):
+        kernels = len(re.findall(r"custom_call @triton_kernel_call", bodies[name]))
+        found[re.sub(r"_\d+$", "", name)] += kernels
+        for callee in re.findall(r"\bcall @(\w+)", bodies[name]):
+            visit(callee)
+
+    visit("main")
+    return {name: number for name, number in found.items() if number}
