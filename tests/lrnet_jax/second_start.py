@@ -62,6 +62,7 @@ def lower(options: argparse.Namespace) -> dict[str, Any]:
     from lrnet_jax.training.devices import parallel
     from pallas_kernels import pallas
     from pallas_kernels.jax_triton import kept, stack
+    from pallas_kernels.platform_switch import compiling_for
 
     variant = dataclasses.replace(
         lrnet_jax.get_variant(options.network),
@@ -79,7 +80,7 @@ def lower(options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     with (
         kept.keeping(pathlib.Path(options.folder) / "kept"),
-        stack.target(options.capability),
+        compiling_for(options.capability / 10),
         stack.recorded() as calls,
     ):
         lowered = on_device.trace(state, batch).lower(lowering_platforms=("cuda",))
