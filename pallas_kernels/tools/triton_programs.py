@@ -36,8 +36,8 @@ def compiled(gpu: Gpu, shape: Shape, dtype: Any, name: str, tile: Tile | None) -
       name: "forward", "query" or "key".
       tile: None for the one that would be used.
     """
-    _, _, function, arguments = program(shape, dtype, name, tile, launch.NAME)
     with compiling_for(gpu.compute_capability), stack.recorded() as calls:
+        _, _, function, arguments = program(shape, dtype, name, tile, launch.NAME)
         jax.eval_shape(function, *arguments)
     [(call, arrays)] = calls
     ptx, shared = call.compile(arrays)

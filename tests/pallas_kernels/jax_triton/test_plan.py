@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from pallas_kernels import api, implementations, local_relation, pallas
-from pallas_kernels.jax_triton import beyond_limits, stack
+from pallas_kernels.jax_triton import beyond_limits, launch, stack
 from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.pallas import tiling
 from pallas_kernels.pallas.problem import Problem
@@ -69,6 +69,17 @@ def test_registers_of_the_query_kernel_by_the_alignment_of_channels():
     assert (aligned.registers, odd.registers) == (168, 168)
     aligned, odd = (dataclasses.replace(p, sums_prior=True) for p in (aligned, odd))
     assert (aligned.registers, odd.registers) == (168, 255)
+
+
+def test_strips_of_keys_leave_registers_for_pairs():
+    def strip(name, capability):
+        with compiling_for(capability):
+            shape = SHAPES[name]
+            return launch.tile_of(Problem.of(shape.spec, shape.abstract_inputs("bfloat16")), "key")
+
+    aligned, odd, strided = "lrnet50/res2", "lrnet26/res2", "lrnet26/res3_stride2"
+    assert [strip(name, 9.0).strip for name in (aligned, odd, strided)] == [8, 8, 8]
+    assert [strip(name, 10.0).strip for name in (aligned, odd, strided)] == [8, 7, 8]
 
 
 def test_caches_see_another_source_of_the_plan():

@@ -203,7 +203,8 @@ def test_no_spills_and_no_shared_memory_between_taps(gpu, name, kernel):
 @needs_compiler
 @needs_triton
 @pytest.mark.parametrize(
-    ("gpu", "name", "kernel"), [*SHORT_LIST, ("h100", "lrnet101/res2", "query")]
+    ("gpu", "name", "kernel"),
+    [*SHORT_LIST, ("h100", "lrnet101/res2", "query"), ("b200", "lrnet26/res2", "key")],
 )
 def test_no_spills_of_the_triton_kernels(gpu, name, kernel):
     check_compiled(gpu, name, kernel, "bfloat16", "jax_triton")
