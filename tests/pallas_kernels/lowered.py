@@ -15,11 +15,13 @@ def kernel_calls(text):
     bodies = dict(re.findall(r"func\.func \w+ @(\w+)(.*?)\n  }", text, re.DOTALL))
     found = collections.Counter()
 
-    def visit(name):
-        kernels = len(re.findall(r"custom_call @triton_kernel_call", bodies[name]))
-        found[re.sub(r"_\d+$", "", name)] += kernels
+    def visit(name, direction):
+        plain = re.sub(r"_\d+$", "", name)
+        if plain in ("forward", "backward"):
+            direction = plain
+        found[direction] += len(re.findall(r"custom_call @triton_kernel_call", bodies[name]))
         for callee in re.findall(r"\bcall @(\w+)", bodies[name]):
-            visit(callee)
+            visit(callee, direction)
 
-    visit("main")
+    visit("main", "neither")
     return {name: number for name, number in found.items() if number}
