@@ -71,6 +71,7 @@ RESIDUALS_NAME = "local_relation"
 # The order on a GPU that multiplies and adds pairs of float32: jax_triton then issues fewer
 # instructions (docs/gpu_kernels.md).
 PREFERRED_WITH_PAIRS = ("jax_triton", "pallas")
+WHY_PAIRS = f"where jax_triton comes first (compute capability {PAIRS_FROM} or more)"
 
 # An exported program (`jax.export`) must run where this package is not installed. Where it would
 # hold one of these, it holds the default.
@@ -178,19 +179,25 @@ def implementations(
     raises the same errors.
 
     Returns:
-      Name to `Support(runs, reason)`.
+      Name to `Support(runs, reason)`. One reason says that it is the default here.
     """
     spec = make_spec(
         kernel_size, channels_per_group, stride, dilation, similarity, scale, normalization
     )
     inputs = Inputs(query, key, value, prior)
     check_inputs(spec, inputs)
-    return {name: _support(name, spec, inputs) for name in IMPLEMENTATIONS}
+    found = {name: _support(name, spec, inputs) for name in IMPLEMENTATIONS}
+    platform = current_platform()
+    default = dict(_choose(spec, inputs, None).by_platform).get(platform, DEFAULT)
+    why = f", {WHY_PAIRS}" if preferred(platform) == PREFERRED_WITH_PAIRS else ""
+    found[default] = Support(True, f"{found[default].reason}; the default here{why}")
+    return found
 
 
 def _support(name: str, spec: Spec, inputs: Inputs) -> Support:
     module = IMPLEMENTATIONS[name]
-    obstacle = module.unsupported(spec, inputs) or module.unavailable()
+    # Without a GPU, it says so before it asks for packages that only a GPU needs.
+    obstacle = module.unavailable() or module.unsupported(spec, inputs)
     return Support(obstacle is None, obstacle or module.DESCRIPTION)
 
 

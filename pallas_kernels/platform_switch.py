@@ -33,6 +33,8 @@ FlatFunction = Callable[..., Sequence[jax.Array]]
 Choices = tuple[tuple[str, FlatFunction], ...]
 Tree = TypeVar("Tree")
 
+OLDEST_GPU = 8.0  # compute capability
+
 _switch = Primitive("local_relation_platform_switch")
 _switch.multiple_results = True
 
@@ -99,6 +101,23 @@ def target_capability() -> float | None:
 def multiplies_pairs() -> bool:
     """Whether kernels are written for a GPU that multiplies and adds pairs of float32."""
     return (target_capability() or 0.0) >= PAIRS_FROM
+
+
+def gpu_obstacle() -> str | None:
+    """Why compiled GPU kernels cannot run on this machine, with the mend; None if they can."""
+    platform = current_platform()
+    if platform != "cuda":
+        return (
+            f"JAX computes on {platform} here and the kernels need an NVIDIA GPU; use 'xla', or "
+            "'pallas_interpret' to see them run slowly"
+        )
+    capability = compute_capability()
+    if capability is None or capability < OLDEST_GPU:
+        return (
+            f"{jax.devices()[0].device_kind} has compute capability {capability} and the kernels "
+            f"need {OLDEST_GPU} (Ampere); use 'xla'"
+        )
+    return None
 
 
 def by_platform(

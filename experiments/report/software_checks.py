@@ -12,7 +12,8 @@ import jax
 import lrnet_jax
 from experiments.report.diagnosis import Finding
 from experiments.run import device_settings, installed, machine, pasteable
-from pallas_kernels import api
+from pallas_kernels import api, pallas
+from pallas_kernels.jax_triton import stack
 from pallas_kernels.tools import shapes
 
 # Variables that change what JAX does. Empty ones count as well.
@@ -35,6 +36,8 @@ def check_versions() -> Iterator[Finding]:
     if missing:
         text = f"{', '.join(missing)} is not installed"
         yield Finding("packages", "broken", text, pasteable.install("train"))
+    if (untested := stack.untested()) is not None:
+        yield Finding("packages", "attention", untested, _reinstall())
     plugins = [name for name in installed.PLUGINS if name.endswith("plugin") and versions[name]]
     for name in plugins:
         if versions[name] != versions["jaxlib"]:
@@ -86,14 +89,23 @@ def check_operator() -> Iterator[Finding]:
     )
     runs = " and ".join(f"{name} for {count}" for name, count in chosen.items())
     text = f"{runs} of the {len(layers)} shapes of {NETWORK} on {platform_name}"
-    if wanted and wanted[0] not in chosen:
-        yield Finding("operator", "attention", text, supports[0][wanted[0]].reason)
+    # Fused kernels are alike but on GPUs where the first ones issue fewer instructions.
+    good = wanted[:1] if wanted == api.PREFERRED_WITH_PAIRS else wanted
+    if wanted and not chosen.keys() & set(good):
+        mends = dict.fromkeys(supports[0][name].reason for name in good)
+        yield Finding("operator", "attention", text, "; ".join(mends))
     else:
         yield Finding("operator", "ok", text)
     for name in api.IMPLEMENTATIONS:
         refusals = {support[name].reason for support in supports if not support[name].runs}
         if name not in chosen and refusals:
             yield Finding("operator", "ok", f"not {name}: {'; '.join(sorted(refusals))}")
+        elif name in wanted and name not in chosen:
+            yield Finding("operator", "ok", f"{name} would run too: the default is {wanted[0]}")
+    if platform_name == "cuda":
+        obstacle = pallas.unavailable() or pallas.backend_gone()
+        how = "Pallas kernels" if obstacle is None else f"plain JAX, since {obstacle}"
+        yield Finding("operator", "ok", f"values, keys and queries of the stem: {how}")
 
 
 def check_programs() -> Iterator[Finding]:

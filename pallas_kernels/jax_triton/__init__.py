@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from pallas_kernels.jax_triton import kept, launch, stack
-from pallas_kernels.platform_switch import compute_capability, current_platform
+from pallas_kernels.platform_switch import gpu_obstacle
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
 DESCRIPTION = "fused kernels on this GPU, in the Triton language"
@@ -68,16 +68,7 @@ def beyond_limits(spec: Spec, inputs: Inputs) -> str | None:
 
 def unavailable() -> str | None:
     """Why the compiled kernels cannot run on this machine, with the mend; None if they can."""
-    platform = current_platform()
-    if platform != "cuda":
-        return f"JAX computes on {platform} here and the kernels need an NVIDIA GPU; use 'xla'"
-    capability = compute_capability()
-    if capability is None or capability < 8.0:
-        return (
-            f"{jax.devices()[0].device_kind} has compute capability {capability} and the kernels "
-            "need 8.0 (Ampere); use 'xla'"
-        )
-    return None
+    return gpu_obstacle()
 
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:

@@ -1,13 +1,14 @@
 """jax-triton and Triton as they are installed: the one place that knows their versions.
 
-Two pairs were run: jax-triton 0.3.1 on JAX 0.10 (Python 3.11), and 0.4.1 on JAX 0.11 and 0.12,
-both with Triton 3.9. Neither package is imported before a kernel is lowered.
+`COMPILED` has the combinations whose kernels were compiled and tested. Another one may work; if it
+does not, the error says what it is. No package is imported before a kernel is lowered.
 """
 
 import contextlib
 import contextvars
 import dataclasses
 import functools
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -23,6 +24,8 @@ from pallas_kernels.platform_switch import target_capability
 INSTALL = "python -m pip install -e '.[cuda12]' (or cuda13) in the checkout"
 KERNELS = "pallas_kernels.jax_triton.kernels"
 PACKAGES = ("triton", "jax_triton")
+# jax-triton, Triton and JAX. For Python 3.11 there is no JAX after 0.10.
+COMPILED = (("0.3.1", "3.9", "0.10"), ("0.4.1", "3.9", "0.11"), ("0.4.1", "3.9", "0.12"))
 # One of them tells jax-triton how to describe a call to XLA.
 PLUGINS = ("jax_cuda12_plugin", "jax_cuda13_plugin")
 # Code for the oldest GPU that the kernels support runs on all newer ones too.
@@ -44,6 +47,23 @@ def missing() -> str | None:
     if not any(importlib.util.find_spec(name) for name in PLUGINS):
         return f"JAX has no CUDA plugin here; {INSTALL}, or use 'xla'"
     return None
+
+
+@functools.cache
+def untested() -> str | None:
+    """Says in a line that this combination of versions was never compiled; None if it was."""
+    try:
+        here = [importlib.metadata.version(name) for name in ("jax-triton", "triton", "jax")]
+    except importlib.metadata.PackageNotFoundError:
+        return None  # `missing` says so
+    for known in COMPILED:
+        if all(f"{x}.".startswith(f"{y}.") for x, y in zip(here, known, strict=True)):
+            return None
+    combinations = ", or ".join("{}, {} and {}".format(*known) for known in COMPILED)
+    return (
+        f"jax-triton {here[0]}, triton {here[1]} and jax {here[2]} were never compiled together; "
+        f"known to work: {combinations}"
+    )
 
 
 def capability() -> int:
@@ -165,7 +185,20 @@ class Call:
         return launch | backend_options(self.compute_capability, self.plan)
 
     def run(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-        """Calls the kernel: `jax_triton.triton_call`, alike for its versions."""
+        """Calls the kernel: `jax_triton.triton_call`, alike for its versions.
+
+        Raises:
+          Exception: whatever JAX or jax-triton raise, with a note if they were never compiled
+            together.
+        """
+        try:
+            return self._run(*arrays)
+        except Exception as error:
+            if (reason := untested()) is not None:
+                error.add_note(f"{reason}; {INSTALL}")
+            raise
+
+    def _run(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         jax_triton = load()
         options: dict[str, Any]
         if takes_out_shape(jax_triton):  # the lowering adds the options of the backend

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax import export
 
-from pallas_kernels.platform_switch import current_platform
+from pallas_kernels.platform_switch import gpu_obstacle
 from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
 
 DESCRIPTION = "fused kernels on this GPU"
@@ -77,20 +77,7 @@ def backend_gone() -> str | None:
 
 def unavailable() -> str | None:
     """Why the compiled kernels cannot run on this machine, with the mend; None if they can."""
-    platform = current_platform()
-    if platform != "cuda":
-        return (
-            f"JAX computes on {platform} here and the kernels need an NVIDIA GPU; use 'xla', or "
-            "'pallas_interpret' to see them run slowly"
-        )
-    device = jax.devices()[0]
-    capability = getattr(device, "compute_capability", None)
-    if capability is None or float(capability) < 8.0:
-        return (
-            f"{device.device_kind} has compute capability {capability} and the kernels need 8.0 "
-            "(Ampere); use 'xla'"
-        )
-    return None
+    return gpu_obstacle()
 
 
 def forward(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:

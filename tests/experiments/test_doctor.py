@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
@@ -16,7 +17,9 @@ from experiments.report import machine_checks, software_checks
 from experiments.report.diagnosis import WIDTH, Finding, as_json, as_text, examine
 from experiments.run import device_settings, installed
 from lrnet_jax.training.workdir_lock import lock_workdir
-from pallas_kernels import api
+from pallas_kernels import api, pallas
+from pallas_kernels.jax_triton import stack
+from pallas_kernels.tools import shapes
 
 
 @pytest.fixture
@@ -108,6 +111,81 @@ def test_an_implementation_that_should_run_and_does_not(monkeypatch):
     first, *_ = software_checks.check_operator()
     assert first.state == "attention"
     assert "need an NVIDIA GPU" in first.mend
+
+
+NO_PALLAS = "JAX 0.13 has no Pallas-Triton (No module named 'triton'); use 'jax_triton' or 'xla'"
+NO_TRITON = "the package jax-triton is not installed; pip install, or use 'xla'"
+H100, B200 = ("NVIDIA H100 80GB HBM3", "9.0"), ("NVIDIA B200", "10.0")
+V100 = ("Tesla V100-SXM2-16GB", "7.0")
+OLD = "Tesla V100-SXM2-16GB has compute capability 7.0 and the kernels need 8.0 (Ampere); use 'xla'"
+
+
+class TestOperatorOnAGpu:
+    @pytest.fixture
+    def lines(self, monkeypatch):
+        """(state, text, mend) of the doctor's lines on a GPU, with or without the packages."""
+
+        def examine(gpu, no_pallas=None, no_triton=None):
+            kind, capability = gpu
+            device = types.SimpleNamespace(device_kind=kind, compute_capability=capability)
+            monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+            monkeypatch.setattr(jax, "devices", lambda: [device])
+            monkeypatch.setattr(pallas, "backend_gone", lambda: no_pallas)
+            monkeypatch.setattr(stack, "missing", lambda: no_triton)
+            found = list(software_checks.check_operator())
+            names = ("native", "reference", "xla", "pallas_interpret")
+            return [
+                (line.state, line.text, line.mend)
+                for line in found
+                if not any(f"not {name}:" in line.text for name in names)
+            ]
+
+        return examine
+
+    @pytest.mark.parametrize(
+        ("gpu", "missing", "state", "runs", "mend", "others"),
+        [
+            (H100, {}, "ok", "pallas", "", ["jax_triton would run too: the default is pallas"]),
+            (H100, {"no_triton": NO_TRITON}, "ok", "pallas", "", [f"not jax_triton: {NO_TRITON}"]),
+            (H100, {"no_pallas": NO_PALLAS}, "ok", "jax_triton", "", [f"not pallas: {NO_PALLAS}"]),
+            (
+                H100, {"no_pallas": NO_PALLAS, "no_triton": NO_TRITON}, "attention", "xla",
+                f"{NO_PALLAS}; {NO_TRITON}",
+                [f"not pallas: {NO_PALLAS}", f"not jax_triton: {NO_TRITON}"],
+            ),
+            (B200, {}, "ok", "jax_triton", "", ["pallas would run too: the default is jax_triton"]),
+            (
+                B200, {"no_triton": NO_TRITON}, "attention", "pallas", NO_TRITON,
+                [f"not jax_triton: {NO_TRITON}"],
+            ),
+            (V100, {}, "attention", "xla", OLD, [f"not pallas: {OLD}", f"not jax_triton: {OLD}"]),
+        ],
+    )  # fmt: skip
+    def test_it_says_what_runs_and_why(self, lines, gpu, missing, state, runs, mend, others):
+        first, *rest, stem = lines(gpu, **missing)
+        assert first[0] == state
+        assert re.fullmatch(rf"{runs} for (\d) of the \1 shapes of lrnet50 on cuda", first[1])
+        assert first[2] == mend
+        assert [line[1] for line in rest] == others
+        gone = missing.get("no_pallas") or (OLD if gpu == V100 else None)
+        how = f"plain JAX, since {gone}" if gone else "Pallas kernels"
+        assert stem == ("ok", f"values, keys and queries of the stem: {how}", "")
+
+    @pytest.mark.parametrize(("gpu", "name"), [(H100, "pallas"), (B200, "jax_triton")])
+    def test_implementations_say_which_is_the_default(self, lines, gpu, name):
+        lines(gpu)
+        layer = shapes.SHAPES["lrnet50/res2"]
+        found = api.implementations(*layer.abstract_inputs("float32"), **layer.options)
+        defaults = {key for key, support in found.items() if "the default here" in support.reason}
+        assert defaults == {name}
+        assert ("jax_triton comes first" in found[name].reason) == (gpu == B200)
+
+
+def test_versions_that_were_never_compiled_together(monkeypatch):
+    monkeypatch.setattr(stack, "untested", lambda: "jax-triton 0.5.0 ... never compiled")
+    found = findings(software_checks.check_versions())["packages"]
+    assert (found.state, found.text) == ("attention", "jax-triton 0.5.0 ... never compiled")
+    assert found.mend.startswith("make clean env ACCELERATOR=")
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,7 @@ def test_what_the_kernels_do_not_run(change, message):
 def test_here_it_says_what_is_missing():
     support = implementations(*make_inputs(SMALL), **SMALL.options)["jax_triton"]
     assert not support.runs
-    reasons = ("the kernels need an NVIDIA GPU; use 'xla'", "is not installed; python -m pip")
-    assert any(reason in support.reason for reason in reasons)
+    assert "the kernels need an NVIDIA GPU; use 'xla'" in support.reason
 
 
 def test_a_missing_package_is_named_with_the_command(monkeypatch):

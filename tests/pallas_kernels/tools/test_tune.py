@@ -25,6 +25,7 @@ def test_says_that_there_is_no_gpu():
 
 def test_says_what_cannot_run_before_it_measures(monkeypatch):
     monkeypatch.setattr(tiling, "gpu_name", lambda: "some GPU")
+    monkeypatch.setattr(jax_triton, "unavailable", lambda: None)
     monkeypatch.setattr(stack, "missing", lambda: None)
     dilated = SHAPES["odd/dilation3_stride2"]
     message = "jax_triton cannot run odd/dilation3_stride2: dilation is 3"
