@@ -159,7 +159,7 @@ def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax
     """The stem before and after its pool."""
     first, last = layers[0], layers[-1]
     relation = last.layer
-    if isinstance(relation, LocalRelation) and is_input(first.layer, first.norm):
+    if isinstance(relation, LocalRelation) and is_input(first.layer):
         maps = transform_input(first.layer, first.norm, relation, x)
         x = last.normalized(relation.of_maps(maps), relu=True)
     else:

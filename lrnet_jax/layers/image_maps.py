@@ -1,10 +1,12 @@
 """Values, keys and queries of images for the local relation of the stem, with one derivative rule.
 
-On a GPU two kernels of `pallas_kernels/pallas/stem` compute them, and elsewhere plain JAX. The
-platform is chosen when the program is lowered.
+On a GPU two kernels of `pallas_kernels/pallas/stem` compute them, on a CPU those of
+`pallas_kernels/native/stem.cc`, and elsewhere plain JAX. The platform is chosen when the program is
+lowered.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,8 +14,9 @@ import jax.numpy as jnp
 
 import pallas_kernels.pallas
 from lrnet_jax.layers.isolation import computed_once
+from pallas_kernels.native import stem as native_stem
 from pallas_kernels.pallas import stem
-from pallas_kernels.pallas.stem import Inputs, Maps
+from pallas_kernels.pallas.stem import Inputs, Maps, Sums
 from pallas_kernels.platform_switch import (
     PyTreeFunction,
     by_platform,
@@ -27,9 +30,9 @@ class Options(NamedTuple):
 
     Attributes:
       stride: of the queries.
-      implementation: of the local relation. None takes the kernels on a GPU that runs them,
-        "pallas" on every GPU, and "pallas_interpret" everywhere in JAX's interpreter. The others
-        take plain JAX.
+      implementation: of the local relation. None takes the kernels where they run, "pallas" on
+        every GPU, "native" on the CPU, and "pallas_interpret" those for GPUs everywhere, in JAX's
+        interpreter. The others take plain JAX.
     """
 
     stride: int
@@ -50,52 +53,70 @@ def _maps(options: Options, inputs: Inputs) -> Maps:
 
 
 def _forward(options: Options, inputs: Inputs) -> tuple[Maps, tuple[Inputs, jax.Array]]:
-    maps = _switched("forward", options, _takes_kernels(options, inputs))(inputs)
+    maps = _switched("forward", options, _with_kernels(options, inputs))(inputs)
     # Plain JAX needs the value again. It is kept in any case: the local relation does.
     return maps, (inputs, maps.value)
 
 
 def _backward(options: Options, residuals: tuple[Inputs, jax.Array], d_maps: Maps) -> tuple[Inputs]:
-    kernels = _takes_kernels(options, residuals[0])
-    return (_switched("backward", options, kernels)(*residuals, d_maps),)
+    platforms = _with_kernels(options, residuals[0])
+    return (_switched("backward", options, platforms)(*residuals, d_maps),)
 
 
 _maps.defvjp(_forward, _backward)
 
 
-def _takes_kernels(options: Options, inputs: Inputs) -> bool:
-    """Whether a program for a GPU has the kernels."""
-    if options.implementation not in (None, "pallas", "pallas_interpret"):
-        return False
-    if stem.unsupported(inputs) is not None:
-        return False
-    # A program may be compiled for another machine.
-    return current_platform() != "cuda" or pallas_kernels.pallas.unavailable() is None
+def _with_kernels(options: Options, inputs: Inputs) -> tuple[str, ...]:
+    """The platforms whose programs have kernels."""
+    found = []
+    if options.implementation in (None, "native") and native_stem.unsupported(inputs) is None:
+        # A program for CPUs runs here: it is either not exported, or has plain JAX.
+        found += [] if native_stem.unavailable() else ["cpu"]
+    if options.implementation in (None, "pallas", "pallas_interpret"):
+        # A program for GPUs may be compiled for another machine.
+        runs = current_platform() != "cuda" or pallas_kernels.pallas.unavailable() is None
+        found += ["cuda"] if runs and stem.unsupported(inputs) is None else []
+    return tuple(found)
 
 
 @functools.cache  # JAX shares traced programs by the identity of the function
-def _switched(direction: str, options: Options, kernels: bool) -> PyTreeFunction:
+def _switched(direction: str, options: Options, platforms: tuple[str, ...]) -> PyTreeFunction:
     functions: dict[str, tuple[PyTreeFunction, PyTreeFunction]] = {
         "forward": (_plain_forward, _kernel_forward),
         "backward": (_plain_backward, _kernel_backward),
     }
-    plain, on_gpu = functions[direction]
-    plain = functools.partial(plain, options.stride)
-    if not kernels:
-        return plain
-    if options.implementation == "pallas_interpret":
-        return by_platform(functools.partial(on_gpu, options.stride, True))
-    return by_platform(plain, cuda=functools.partial(on_gpu, options.stride, False))
+    plain, by_kernels = (functools.partial(f, options.stride) for f in functions[direction])
+    if options.implementation == "pallas_interpret" and "cuda" in platforms:
+        return by_platform(functools.partial(by_kernels, _INTERPRETED))
+    kernels = {name: functools.partial(by_kernels, _KERNELS[name]) for name in platforms}
+    return by_platform(plain, not_exported=("cpu",), **kernels)
 
 
-def _kernel_forward(stride: int, interpret: bool, inputs: Inputs) -> Maps:
-    return stem.forward(inputs, stride, interpret=interpret)
+class _Kernels(NamedTuple):
+    """Those of one platform."""
+
+    forward: Callable[[Inputs, int], Maps]
+    backward: Callable[[Inputs, Maps, int], Sums]
+
+
+_INTERPRETED = _Kernels(
+    functools.partial(stem.forward, interpret=True),
+    functools.partial(stem.backward, interpret=True),
+)
+_KERNELS = {
+    "cpu": _Kernels(native_stem.forward, native_stem.backward),
+    "cuda": _Kernels(stem.forward, stem.backward),
+}
+
+
+def _kernel_forward(stride: int, kernels: _Kernels, inputs: Inputs) -> Maps:
+    return kernels.forward(inputs, stride)
 
 
 def _kernel_backward(
-    stride: int, interpret: bool, inputs: Inputs, value: jax.Array, d_maps: Maps
+    stride: int, kernels: _Kernels, inputs: Inputs, value: jax.Array, d_maps: Maps
 ) -> Inputs:
-    sums = stem.backward(inputs, d_maps, stride, interpret=interpret)
+    sums = kernels.backward(inputs, d_maps, stride)
     # XLA drops this where nobody asks for the gradient of the image: adversarial training does.
     masked = _masked(inputs, _of_value(stride, inputs, value, d_maps)[0])
     return _gradients(inputs, masked, sums.gradient, sums.products, sums.key, sums.query)

@@ -21,14 +21,13 @@ from pallas_kernels.pallas.stem import Inputs, Maps
 MAX_CHANNELS = 4
 
 
-def is_input(layer: object, norm: BatchNorm) -> TypeGuard[ChannelTransformation]:
-    """Whether `transform_input` can stand for relu(norm(layer(x))): in training, for images."""
+def is_input(layer: object) -> TypeGuard[ChannelTransformation]:
+    """Whether `transform_input` can stand for relu(norm(layer(x))): for images."""
     return (
         isinstance(layer, ChannelTransformation)
         and layer.in_features <= MAX_CHANNELS
         and layer.bias is None
         and layer.strides == 1
-        and not norm.use_running_average
     )
 
 
@@ -37,12 +36,18 @@ def transform_input(
 ) -> Maps:
     """Values, keys and queries of `relation` for relu(norm(layer(x))), of x (B, H, W, I).
 
-    It also moves the running averages of the norm.
+    In training it also moves the running averages of the norm.
 
     Raises:
       ValueError: the batch is not a multiple of the norm's `group_images`.
     """
     kernel = layer.kernel[...].astype(jnp.float32)
+    projections = relation.key.kernel[...], relation.query.kernel[...]
+    options = Options(relation.strides, relation.implementation)
+    if norm.use_running_average:
+        gain = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
+        offset, mean_x = norm.bias[...] - norm.mean[...] * gain, jnp.zeros((1, x.shape[-1]))
+        return image_maps(options, Inputs(x, mean_x, (kernel * gain)[None], offset, *projections))
     mean_x, covariance = map(keep, _moments(norm.to_groups(x), norm.axis_name))
     mean = _exact("ni,ic->nc", mean_x, kernel)
     # Rounding may leave a constant channel a variance just below zero.
@@ -50,9 +55,8 @@ def transform_input(
     norm.move_averages(mean, var)
     gain = norm.scale[...] * jax.lax.rsqrt(var + norm.epsilon)
     # About the mean of the image: sums of products with the gradient do not cancel then.
-    projections = relation.key.kernel[...], relation.query.kernel[...]
     inputs = Inputs(x, mean_x, kernel * gain[:, None], norm.bias[...], *projections)
-    maps = image_maps(Options(relation.strides, relation.implementation), inputs)
+    maps = image_maps(options, inputs)
     return Maps(maps.value, keep(maps.key), keep(maps.query))
 
 

@@ -27,6 +27,7 @@ FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
 
+KERNELS = ("kernels", "stem")  # sources that are compiled for each instruction set
 INSTRUCTION_SETS = {
     "x86_64": {
         "baseline": (),
@@ -99,12 +100,13 @@ def build(target: pathlib.Path, extra: tuple[str, ...] = ()) -> None:
 
 def compile_kernels(folder: pathlib.Path, command: list[str]) -> list[str]:
     """Compiles the kernels for every instruction set of this machine; returns the objects."""
-    command = [*command, "-fno-exceptions", "-c", f"{FOLDER}/kernels.cc"]
+    command = [*command, "-fno-exceptions", "-c"]
     objects = []
     for name, flags in INSTRUCTION_SETS.get(platform.machine(), ELSEWHERE).items():
-        objects.append(f"{folder}/{name}.o")
-        define = f"-DINSTRUCTIONS={name}_kernels"
-        _run([*command, *flags, define, "-o", objects[-1]])
+        for source in KERNELS:
+            objects.append(f"{folder}/{name}_{source}.o")
+            define = f"-DINSTRUCTIONS={name}_{source}"
+            _run([*command, *flags, define, f"{FOLDER}/{source}.cc", "-o", objects[-1]])
     return objects
 
 

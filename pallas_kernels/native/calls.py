@@ -46,11 +46,11 @@ def backward(spec: Spec, *arrays: jax.Array) -> Arrays:
 def _forward(spec: Spec, out_dtype: np.dtype) -> Callable[..., Arrays]:
     def call(query: jax.Array, key: jax.Array, value: jax.Array, prior: jax.Array) -> Arrays:
         pixels = query.shape[:-1]
-        normalizer = _float32(pixels if spec.normalization == "softmax" else (0,))
+        normalizer = float32_shape(pixels if spec.normalization == "softmax" else (0,))
         out = jax.ShapeDtypeStruct((*pixels[:-1], value.shape[-1]), out_dtype)
         sizes = _sizes(spec, query, value, prior)
         plan = library.plan(sizes)
-        memory = _memory(plan.tasks, plan.forward_memory)
+        memory = working_memory(plan.tasks, plan.forward_memory)
         results = (out, normalizer, normalizer, memory)
         return _call(library.FORWARD, spec, sizes, results, query, key, value, prior)
 
@@ -66,8 +66,8 @@ def _backward(spec: Spec) -> Callable[..., Arrays]:
         batch, groups = query.shape[0], query.shape[3]
         results = (
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)),
-            _float32((batch * plan.bands, groups, *spec.kernel_size)),
-            _memory(plan.tasks, plan.backward_memory),
+            float32_shape((batch * plan.bands, groups, *spec.kernel_size)),
+            working_memory(plan.tasks, plan.backward_memory),
         )
         *gradients, d_prior = _call(library.BACKWARD, spec, sizes, results, *arrays)
         d_prior = d_prior.reshape(batch, plan.bands, *d_prior.shape[1:]).sum(1)
@@ -102,16 +102,17 @@ def _sizes(spec: Spec, query: jax.Array, value: jax.Array, prior: jax.Array) -> 
     )
 
 
-def _memory(tasks: int, floats: int) -> jax.ShapeDtypeStruct:
+def working_memory(tasks: int, floats: int) -> jax.ShapeDtypeStruct:
     """What the threads of a call work in, as one of its results: XLA counts it and frees it."""
-    return _float32((min(tasks, _cores()), floats))
+    return float32_shape((min(tasks, _cores()), floats))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _float32(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+def float32_shape(shape: tuple[int, ...]) -> jax.ShapeDtypeStruct:
+    """A result in float32."""
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 

@@ -3,13 +3,16 @@
 #include <cstring>
 
 #include "parallel.h"
+#include "stem.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
 
 extern const Kernels baseline_kernels;
+extern const StemKernels baseline_stem;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
+extern const StemKernels avx2_stem, avx512_stem;
 #endif
 
 namespace {
@@ -17,6 +20,7 @@ namespace {
 struct InstructionSet {
   const char* name;
   const Kernels* kernels;
+  const StemKernels* stem;
 };
 
 // The fastest that this processor has comes first.
@@ -27,12 +31,12 @@ const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-      found[n++] = {"avx512", &avx512_kernels};
+      found[n++] = {"avx512", &avx512_kernels, &avx512_stem};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found[n++] = {"avx2", &avx2_kernels};
-    found[n++] = {"sse2", &baseline_kernels};
+      found[n++] = {"avx2", &avx2_kernels, &avx2_stem};
+    found[n++] = {"sse2", &baseline_kernels, &baseline_stem};
 #else
-    found[n++] = {"baseline", &baseline_kernels};
+    found[n++] = {"baseline", &baseline_kernels, &baseline_stem};
 #endif
     return true;
   }();
@@ -44,6 +48,7 @@ std::atomic<Int> chosen_set{0};
 std::atomic<Int> thread_limit{INT32_MAX};
 
 const Kernels& kernels() { return *instruction_sets()[chosen_set].kernels; }
+const StemKernels& stem_kernels() { return *instruction_sets()[chosen_set].stem; }
 
 Array array(const ffi::AnyBuffer& buffer) {
   return {buffer.untyped_data(), buffer.element_type() == ffi::DataType::BF16};
@@ -60,13 +65,13 @@ Problem problem(const int64_t* sizes, bool softmax, float scale) {
 
 // Each worker has a part of `memory` of its own.
 template <typename Work>
-ffi::Error run(ffi::ThreadPool& pool, const Plan& plan, Int needed, ffi::Result<ffi::AnyBuffer>& memory,
+ffi::Error run(ffi::ThreadPool& pool, Int tasks, Int needed, ffi::Result<ffi::AnyBuffer>& memory,
                Work work) {
   Int room = memory->dimensions()[0] * memory->dimensions()[1] / needed;
   if (room < 1) return ffi::Error::Internal("local relation: the memory for its tasks is too small");
   Int workers = least(least(room, most(1, pool.num_threads())), thread_limit);
   float* floats = memory->typed_data<float>();
-  run_tasks(plan.tasks, workers, [&](auto task) { pool.Schedule(std::move(task)); },
+  run_tasks(tasks, workers, [&](auto task) { pool.Schedule(std::move(task)); },
             [=](Int task, Int worker) { work(task, floats + worker * needed); });
   return ffi::Error::Success();
 }
@@ -84,7 +89,7 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
                                 factor->typed_data<float>()};
   const Plan plan = make_plan(p);
   const Kernels& k = kernels();
-  return run(pool, plan, k.forward_memory(p), memory, [=, &k](Int task, float* own) {
+  return run(pool, plan.tasks, k.forward_memory(p), memory, [=, &k](Int task, float* own) {
     k.forward(p, arrays, make_task(p, plan, task), own);
   });
 }
@@ -102,9 +107,49 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer k
                                  d_prior->typed_data<float>()};
   const Plan plan = make_plan(p);
   const Kernels& k = kernels();
-  return run(pool, plan, k.backward_memory(p), memory, [=, &k](Int task, float* own) {
+  return run(pool, plan.tasks, k.backward_memory(p), memory, [=, &k](Int task, float* own) {
     k.backward(p, arrays, plan, make_task(p, plan, task), own);
   });
+}
+
+Stem stem(const Sizes& sizes) {
+  Stem s;
+  memcpy(&s, sizes.begin(), sizeof s);
+  return s;
+}
+
+// Null where XLA passes no memory, because an array is empty.
+float* floats(const ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
+
+StemInputs stem_inputs(const ffi::AnyBuffer& x, const ffi::AnyBuffer& mean,
+                       const ffi::AnyBuffer& weights, const ffi::AnyBuffer& bias,
+                       const ffi::AnyBuffer& key, const ffi::AnyBuffer& query) {
+  return {floats(x), floats(mean), floats(weights), floats(bias), floats(key), floats(query)};
+}
+
+ffi::Error stem_forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer mean,
+                        ffi::AnyBuffer weights, ffi::AnyBuffer bias, ffi::AnyBuffer key,
+                        ffi::AnyBuffer query, Result value, Result keys, Result queries,
+                        Result memory, Sizes sizes) {
+  const Stem s = stem(sizes);
+  const StemInputs inputs = stem_inputs(x, mean, weights, bias, key, query);
+  const StemMaps maps = {floats(*value), floats(*keys), floats(*queries)};
+  const StemKernels& k = stem_kernels();
+  return run(pool, s.batch * stem_bands(s), k.forward_memory(s), memory,
+             [=, &k](Int task, float* own) { k.forward(s, inputs, maps, task, own); });
+}
+
+ffi::Error stem_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer mean,
+                         ffi::AnyBuffer weights, ffi::AnyBuffer bias, ffi::AnyBuffer key,
+                         ffi::AnyBuffer query, ffi::AnyBuffer d_value, ffi::AnyBuffer d_key,
+                         ffi::AnyBuffer d_query, Result sums, Result memory, Sizes sizes) {
+  const Stem s = stem(sizes);
+  const StemInputs inputs = stem_inputs(x, mean, weights, bias, key, query);
+  const StemGradients gradients = {floats(d_value), floats(d_key), floats(d_query)};
+  float* parts = floats(*sums);
+  const StemKernels& k = stem_kernels();
+  return run(pool, s.batch * stem_bands(s), k.backward_memory(s), memory,
+             [=, &k](Int task, float* own) { k.backward(s, inputs, gradients, parts, task, own); });
 }
 
 }  // namespace
@@ -126,6 +171,16 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_backward, backward,
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
                                   .ARGUMENT.RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_forward, stem_forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .RESULT.RESULT.RESULT.RESULT.Attr<Sizes>("sizes"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_backward, stem_backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .ARGUMENT.ARGUMENT.RESULT.RESULT.Attr<Sizes>("sizes"));
 
 extern "C" {
 
@@ -144,6 +199,15 @@ void local_relation_plan(const int64_t* sizes, int64_t* plan) {
   plan[1] = make_plan(p).tasks;
   plan[2] = kernels().forward_memory(p);
   plan[3] = kernels().backward_memory(p);
+}
+
+// For a stem: how many tasks there are, and the floats that a worker needs for each pass.
+void local_relation_stem_plan(const int64_t* sizes, int64_t* plan) {
+  Stem s;
+  memcpy(&s, sizes, sizeof s);
+  plan[0] = s.batch * stem_bands(s);
+  plan[1] = stem_kernels().forward_memory(s);
+  plan[2] = stem_kernels().backward_memory(s);
 }
 
 // Name of instruction set i of this processor, the fastest first; null after the last.

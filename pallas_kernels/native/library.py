@@ -15,6 +15,8 @@ FILE = build.FOLDER / build.LIBRARY
 
 FORWARD = "lrnet_cpu_forward"
 BACKWARD = "lrnet_cpu_backward"
+STEM_FORWARD = "lrnet_cpu_stem_forward"
+STEM_BACKWARD = "lrnet_cpu_stem_backward"
 REBUILD = "`python -m pallas_kernels.native`"
 
 
@@ -41,6 +43,20 @@ class Plan(NamedTuple):
     backward_memory: int
 
 
+class StemPlan(NamedTuple):
+    """How the library cuts a stem.
+
+    Attributes:
+      tasks: pieces of work. Consecutive images have equally many, and each has sums of its own.
+      forward_memory: float32 numbers that each thread needs.
+      backward_memory: likewise.
+    """
+
+    tasks: int
+    forward_memory: int
+    backward_memory: int
+
+
 def obstacle() -> str | None:
     """Why the library cannot be used here, with the mend; None if it can."""
     return _load()[1]
@@ -51,6 +67,13 @@ def plan(sizes: tuple[int, ...]) -> Plan:
     numbers = (ctypes.c_int64 * len(Plan._fields))()
     loaded().local_relation_plan((ctypes.c_int64 * len(sizes))(*sizes), numbers)
     return Plan(*numbers)
+
+
+def stem_plan(sizes: tuple[int, ...]) -> StemPlan:
+    """The plan for a stem, whose sizes are those of `Stem` in `stem.h`."""
+    numbers = (ctypes.c_int64 * len(StemPlan._fields))()
+    loaded().local_relation_stem_plan((ctypes.c_int64 * len(sizes))(*sizes), numbers)
+    return StemPlan(*numbers)
 
 
 def instruction_sets() -> list[str]:
@@ -104,7 +127,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     reason = _outdated(library) or _other_interface(library)
     if reason is not None:
         return None, reason
-    for name in (FORWARD, BACKWARD):
+    for name in (FORWARD, BACKWARD, STEM_FORWARD, STEM_BACKWARD):
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
     _use(library, best(_names(library), os.environ.get("XLA_FLAGS", "")), ALL_THREADS)
     return library, None

@@ -13,30 +13,39 @@ from lrnet_jax.layers.channel_transformation import ChannelTransformation
 from lrnet_jax.layers.input_transformation import is_input, transform_input
 from lrnet_jax.layers.local_relation import LocalRelation
 from pallas_kernels import pallas
+from pallas_kernels.native import library
 from pallas_kernels.pallas import absent_gpu
 from pallas_kernels.pallas.stem import Maps
 
 SHAPE = (8, 5, 6, 3)
-LAYERS, PLAIN, KERNELS = "layers", "xla", "pallas_interpret"
+STATIC = ("how", "strides", "evaluated", "group_images", "axis_name")
+LAYERS, PLAIN, KERNELS, NATIVE = "layers", "xla", "pallas_interpret", "native"
+needs_library = pytest.mark.skipif(library.obstacle() is not None, reason=str(library.obstacle()))
+STEM_TARGETS = library.STEM_FORWARD, library.STEM_BACKWARD
+ALL = [PLAIN, KERNELS, pytest.param(NATIVE, marks=needs_library)]
 
 
 class Stem(nnx.Module):
     """Values, keys and queries, by an implementation or by the layers one after the other."""
 
-    def __init__(self, how, strides=2, **options):
+    def __init__(self, how, strides=2, evaluated=False, **options):
         rng = np.random.default_rng(1)
         self.how = how
         self.layer = ChannelTransformation(3, 10, rngs=nnx.Rngs(0))
         self.norm = BatchNorm(10, **options)
         self.norm.scale[...] = jnp.asarray(rng.uniform(0.5, 2, 10), jnp.float32)
         self.norm.bias[...] = jnp.asarray(rng.uniform(-1, 1, 10), jnp.float32)
+        self.norm.mean[...] = jnp.asarray(rng.normal(0, 1, 10), jnp.float32)
+        self.norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, 10), jnp.float32)
         self.relation = LocalRelation(
             10, 8, 3, strides, channels_per_group=4, implementation=how, rngs=nnx.Rngs(1)
         )
+        if evaluated:
+            self.eval()
 
     def __call__(self, x):
         if self.how != LAYERS:
-            assert is_input(self.layer, self.norm)
+            assert is_input(self.layer)
             return transform_input(self.layer, self.norm, self.relation, x)
         for layer in (self.layer, self.relation.query, self.relation.key):
             layer.dtype = x.dtype
@@ -57,7 +66,7 @@ def cotangent(strides=2):
     return Maps(*(jnp.asarray(rng.normal(0.2, 1, (8, *size))) * of_image for size in sizes))
 
 
-@functools.partial(jax.jit, static_argnames=("how", "strides", "group_images", "axis_name"))
+@functools.partial(jax.jit, static_argnames=STATIC)
 def derivatives(how, x, d_y, **options):
     """Maps, running averages, and the gradients of parameters and image."""
     graphdef, params, statistics = nnx.split(Stem(how, **options), nnx.Param, ...)
@@ -76,7 +85,7 @@ def assert_close(ours, theirs, tolerance=2e-5):
         np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
 
 
-@pytest.mark.parametrize("how", [PLAIN, KERNELS])
+@pytest.mark.parametrize("how", ALL)
 @pytest.mark.parametrize(("group_images", "strides"), [(None, 2), (2, 2), (None, 1)])
 def test_agrees_with_the_layers(how, group_images, strides):
     x, d_y = images(), cotangent(strides)
@@ -86,7 +95,7 @@ def test_agrees_with_the_layers(how, group_images, strides):
     assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize("how", [PLAIN, KERNELS])
+@pytest.mark.parametrize("how", ALL)
 def test_the_gradient_of_the_image_is_that_of_differences(how):
     x, d_y = images((2, 2, 2, 3)), jax.tree.map(lambda d: d[:2, :2, :2], cotangent())
     d_y = d_y._replace(query=d_y.query[:, :1, :1])
@@ -187,16 +196,34 @@ def test_a_gpu_gets_the_kernels(how, platform, found):
     assert [text.count(f'"stem_{name}"') > 0 for name in ("forward", "backward")] == [found] * 2
 
 
+@needs_library
+@pytest.mark.parametrize(("how", "found"), [(None, 1), ("native", 1), ("xla", 0)])
+def test_a_cpu_gets_the_library(how, found):
+    text = lowered(how, "cpu")
+    assert [text.count(name) > 0 for name in STEM_TARGETS] == [found] * 2
+
+
+def test_an_exported_program_has_plain_jax():
+    """It runs where this package is not."""
+    exported = jax.export.export(jax.jit(lambda x: Stem(None)(x)), platforms=["cpu"])(images())
+    assert not any(name in exported.mlir_module() for name in STEM_TARGETS)
+
+
 def test_a_jax_without_the_backend_gets_plain_jax(monkeypatch):
     monkeypatch.setattr(pallas, "backend_gone", lambda: "JAX has no Pallas-Triton")
     assert "stem_forward" not in lowered(None, "cuda")
 
 
-def test_only_images_in_training_without_strides_are_inputs():
-    stem = Stem(PLAIN)
-    assert is_input(stem.layer, stem.norm)
-    assert not is_input(ChannelTransformation(16, 10, rngs=nnx.Rngs(0)), stem.norm)
-    assert not is_input(ChannelTransformation(3, 10, strides=2, rngs=nnx.Rngs(0)), stem.norm)
-    assert not is_input(ChannelTransformation(3, 10, use_bias=True, rngs=nnx.Rngs(0)), stem.norm)
-    stem.eval()
-    assert not is_input(stem.layer, stem.norm)
+@pytest.mark.parametrize("how", ALL)
+def test_in_evaluation_it_agrees_with_the_layers(how):
+    x, d_y = images(), cotangent()
+    ours, theirs = (derivatives(h, x, d_y, evaluated=True) for h in (how, LAYERS))
+    assert_close(ours, theirs)
+    np.testing.assert_array_equal(*(jax.tree.leaves(m[1])[0] for m in (ours, theirs)))
+
+
+def test_only_images_without_strides_are_inputs():
+    assert is_input(Stem(PLAIN).layer)
+    assert not is_input(ChannelTransformation(16, 10, rngs=nnx.Rngs(0)))
+    assert not is_input(ChannelTransformation(3, 10, strides=2, rngs=nnx.Rngs(0)))
+    assert not is_input(ChannelTransformation(3, 10, use_bias=True, rngs=nnx.Rngs(0)))

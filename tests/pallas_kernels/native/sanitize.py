@@ -2,7 +2,8 @@
 
     make sanitize            (PROBLEMS=500, for each instruction set of this processor)
 
-No Python and no JAX are in the process: `sweep.cc` calls the kernels with arrays of its own.
+No Python and no JAX are in the process: `sweep.cc` and `stem_sweep.cc` call the kernels with arrays
+of their own.
 """
 
 import argparse
@@ -15,20 +16,20 @@ from pallas_kernels.native import build, library
 from pallas_kernels.spec import SIMILARITIES
 from pallas_kernels.tools.shapes import Shape, select
 
-SWEEP = pathlib.Path(__file__).with_name("sweep.cc")
+SWEEPS = {"kernels": "sweep.cc", "stem": "stem_sweep.cc"}  # of the sources
 SANITIZERS = ("address,undefined", "thread")
 FLAGS = {"sse2": "baseline", "baseline": "baseline", "avx2": "avx2", "avx512": "avx512"}
 
 
-def compile_sweep(file: pathlib.Path, sanitizer: str, instruction_set: str) -> None:
-    """Compiles the sweep with the kernels for one instruction set."""
+def compile_sweep(file: pathlib.Path, source: str, sanitizer: str, instruction_set: str) -> None:
+    """Compiles the sweep of a source with its kernels for one instruction set."""
     sets = {**build.ELSEWHERE, **build.INSTRUCTION_SETS["x86_64"]}
     command = [
         *(build.compiler() or ()), "-std=c++17", "-O1", "-g", "-pthread", "-Wno-psabi",
         "-ffp-contract=fast", "-fno-omit-frame-pointer", f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all", *sets[FLAGS[instruction_set]],
-        "-DINSTRUCTIONS=kernels_under_test", f"-I{build.FOLDER}", f"{build.FOLDER}/kernels.cc",
-        str(SWEEP), "-o", str(file),
+        "-DINSTRUCTIONS=kernels_under_test", f"-I{build.FOLDER}", f"{build.FOLDER}/{source}.cc",
+        str(pathlib.Path(__file__).with_name(SWEEPS[source])), "-o", str(file),
     ]  # fmt: skip
     subprocess.run(command, check=True)
 
@@ -57,9 +58,10 @@ def main() -> None:
     for instruction_set in library.instruction_sets():
         for sanitizer in SANITIZERS:
             with tempfile.TemporaryDirectory() as folder:
-                sweep = pathlib.Path(folder) / "sweep"
-                compile_sweep(sweep, sanitizer, instruction_set)
-                subprocess.run([sweep, str(options.problems), "0"], check=True)
+                for source in reversed(SWEEPS):
+                    sweep = pathlib.Path(folder) / source
+                    compile_sweep(sweep, source, sanitizer, instruction_set)
+                    subprocess.run([sweep, str(options.problems), "0"], check=True)
                 for shape in shapes:
                     subprocess.run([sweep, *arguments(shape)], check=True)
             print(
