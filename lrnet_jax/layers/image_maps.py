@@ -86,6 +86,8 @@ def _switched(direction: str, options: Options, platforms: tuple[str, ...]) -> P
         "backward": (_plain_backward, _kernel_backward),
     }
     plain, by_kernels = (functools.partial(f, options.stride) for f in functions[direction])
+    if not platforms:  # no switch, so that policies of recomputation see the products
+        return plain
     if options.implementation == "pallas_interpret" and "cuda" in platforms:
         return by_platform(functools.partial(by_kernels, _INTERPRETED))
     kernels = {name: functools.partial(by_kernels, _KERNELS[name]) for name in platforms}
