@@ -1,17 +1,20 @@
 """Reports the memory of training steps, compiled for a GPU that this machine need not have.
 
     python -m experiments.step_memory [--networks=resnet50,lrnet50,lrnet50:xla] [--gpu=h100]
-        [--batch_size=128] [--remat=none,stem,blocks] [--table]
+        [--batch_size=128] [--remat=none,stem,blocks] [--table] [--bodies]
 
 `lrnet50:xla` is lrnet50 with that implementation of the local relation. --remat compiles each
 network under each of these policies, by default under its own. The ratios of an LR-Net are to the
 ResNet of its depth under the same policy, where that is among the networks, and else to the first
-network. --table prints Markdown.
+network. --table prints Markdown. "kernels" are calls of Pallas kernels, and in brackets how many
+of them differ.
 
 Temporary memory is what XLA plans for activations and scratch, without parameters, images and the
 workspace of cuDNN. It is exact, not measured. Milliseconds are those of a MODEL, not measured:
 `experiments/bench/step_time.py`. The kernels of the local relation are compiled without their
-bodies, on which neither depends. The command needs NVIDIA's compiler and no GPU:
+bodies, on which neither depends. With --bodies, "compile" is what the first start on a GPU takes,
+in seconds of processors, without autotuning. XLA compiles on all cores at once. The command needs
+NVIDIA's compiler and no GPU:
 
     make inspect
     JAX_PLATFORMS=cpu PYTHONPATH=build/cuda python -m experiments.step_memory
@@ -33,7 +36,7 @@ Key = tuple[str, Remat]  # name of a network, and its policy
 POLICIES: tuple[Remat, ...] = typing.get_args(Remat)
 COLUMNS = {
     "network": 12, "remat": 6, "memory, GiB": 11, "its ratio": 9, "MODEL, ms": 9,
-    "ratio of times": 14, "kernels": 7, "compile, s": 10, "largest array": 26,
+    "ratio of times": 14, "kernels": 7, "compile, CPU s": 14, "largest array": 26,
 }  # fmt: skip
 
 
@@ -47,6 +50,9 @@ def define_flags(flag_values: flags.FlagValues) -> None:
         "remat", [], f"Policies, of {', '.join(POLICIES)}; those of the networks by default.",
         flag_values=flag_values,
     )  # fmt: skip
+    flags.DEFINE_boolean(
+        "bodies", False, "Compile the bodies of the kernels too (minutes).", flag_values=flag_values
+    )
     flags.DEFINE_boolean("table", False, "Print a table in Markdown.", flag_values=flag_values)
 
 
@@ -71,7 +77,7 @@ def main(options: flags.FlagValues) -> None:
     if not options.table:
         print(" ".join(f"{title:>{width}}" for title, width in COLUMNS.items()), flush=True)
     for key, variant in variants.items():
-        found[key] = plan_step(variant, gpu, options.batch_size, side)
+        found[key] = plan_step(variant, gpu, options.batch_size, side, bodies=options.bodies)
         if not options.table:
             line = zip(cells(found, key), COLUMNS.values(), strict=True)
             print(" ".join(f"{cell:>{width}}" for cell, width in line), flush=True)
@@ -91,7 +97,7 @@ def cells(found: dict[Key, PlannedStep], key: Key) -> tuple[str, ...]:
         f"{step.temp_bytes / beside.temp_bytes:.2f}",
         f"{step.milliseconds:.2f}",
         f"{step.milliseconds / beside.milliseconds:.2f}",
-        str(step.kernels),
+        f"{step.kernels} ({step.distinct})",
         f"{step.compile_seconds:.0f}",
         step.largest.kind,
     )

@@ -1,9 +1,10 @@
 """The training step of a network, compiled for a GPU that this machine need not have."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
-import time
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -67,14 +68,16 @@ class PlannedStep(NamedTuple):
     Attributes:
       temp_bytes: temporary memory by XLA's plan.
       costs: of each kernel, by the model of `step_time`.
-      kernels: number of Pallas kernels.
+      kernels: number of calls of Pallas kernels.
+      distinct: number of different kernels among them, each of which is compiled once.
       largest: array of the program.
-      compile_seconds: to trace, lower and compile it.
+      compile_seconds: of processors, to trace, lower and compile it.
     """
 
     temp_bytes: int
     costs: list[Cost]
     kernels: int
+    distinct: int
     largest: LargestArray
     compile_seconds: float
 
@@ -84,19 +87,41 @@ class PlannedStep(NamedTuple):
         return 1e3 * sum(cost.seconds for cost in self.costs)
 
 
-def plan_step(variant: Variant, gpu: Gpu, batch_size: int, image_size: int) -> PlannedStep:
-    """Compiles a step with empty kernel bodies, on which neither memory nor model depends."""
-    start = time.perf_counter()
-    with empty_kernels():
+def plan_step(
+    variant: Variant, gpu: Gpu, batch_size: int, image_size: int, *, bodies: bool = False
+) -> PlannedStep:
+    """Compiles a step, with empty kernel bodies: neither memory nor model depends on them.
+
+    Args:
+      variant: the network.
+      gpu: to compile for.
+      batch_size: images.
+      image_size: their side.
+      bodies: whether to compile the bodies too, for the time that a first start takes.
+    """
+    start = _processor_seconds()
+    with contextlib.nullcontext() if bodies else empty_kernels():
         compiled = compile_step(variant, gpu, batch_size, image_size)
-    seconds, text = time.perf_counter() - start, compiled.as_text()
+    seconds, text = _processor_seconds() - start, compiled.as_text()
+    kernels = pallas_kernels_of(text)
     return PlannedStep(
         compiled.memory_analysis().temp_size_in_bytes,
         step_costs(hlo_text.parse(text), variant, gpu),
-        text.count("__gpu$xla.gpu.triton"),
+        len(kernels),
+        len(set(kernels)),
         largest_array(text),
         seconds,
     )
+
+
+def pallas_kernels_of(text: str) -> list[str]:
+    """What each call of a Pallas kernel in a compiled program runs, equal for equal kernels."""
+    return re.findall(r'custom_call_target="__gpu\$xla\.gpu\.triton".*backend_config=(.*)', text)
+
+
+def _processor_seconds() -> float:
+    """Of this process and of the assembler that it starts."""
+    return sum(os.times()[:4])
 
 
 def with_policies(

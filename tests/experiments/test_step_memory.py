@@ -10,7 +10,7 @@ from lrnet_jax.model_zoo import get_variant
 
 def step(gib, milliseconds):
     costs = [Cost(DOTS, "stem", milliseconds / 1e3, 0)]
-    return PlannedStep(int(gib * 2**30), costs, 51, LargestArray("f32[8]", 8), 3.4)
+    return PlannedStep(int(gib * 2**30), costs, 51, 24, LargestArray("f32[8]", 8), 3.4)
 
 
 def test_a_row_is_beside_the_resnet_of_its_depth_and_policy():
@@ -20,7 +20,7 @@ def test_a_row_is_beside_the_resnet_of_its_depth_and_policy():
         ("lrnet50", "blocks"): step(6.0, 36.0),
     }  # fmt: skip
     assert step_memory.cells(found, ("lrnet50", "none")) == (
-        "lrnet50", "none", "9.00", "1.50", "30.00", "1.50", "51", "3", "f32[8]",
+        "lrnet50", "none", "9.00", "1.50", "30.00", "1.50", "51 (24)", "3", "f32[8]",
     )  # fmt: skip
     assert step_memory.cells(found, ("lrnet50", "blocks"))[2:6] == ("6.00", "1.20", "36.00", "1.50")
     assert len(step_memory.COLUMNS) == len(step_memory.cells(found, ("lrnet50", "none")))
