@@ -28,7 +28,7 @@ PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
-	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate and draw it (minutes)"
+	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
 	@echo "make test-isa     the tests that compute, with instructions of another processor: ISA=SSE4_2, AVX"
@@ -65,7 +65,6 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard pallas_kernels/native/*.cc 
 
 quickstart: $(READY)
 	$(PY) -m experiments.train --config=quickstart --workdir=runs/quickstart
-	$(PY) -m experiments.figures --run=runs/quickstart --out=runs/quickstart/figures
 
 test: $(READY)
 	$(PYTEST)
@@ -145,7 +144,8 @@ PTXSIM ?= .
 test-compiled: $(CUDA)/.installed
 	JAX_PLATFORMS=cpu PYTHONPATH=$(CUDA):$(PTXSIM) $(PYTEST) tests/pallas_kernels/tools/test_cross_compilation.py \
 	  tests/pallas_kernels/tools/test_empty_kernels.py tests/experiments/bench/test_step_time.py \
-	  tests/pallas_kernels/pallas/stem tests/pallas_kernels/jax_triton tests/pallas_kernels/tools/test_tune.py \
+	  tests/pallas_kernels/pallas/stem tests/pallas_kernels/pallas/projections \
+	  tests/pallas_kernels/jax_triton tests/pallas_kernels/tools/test_tune.py \
 	  tests/lrnet_jax/test_without_pallas.py
 
 EMULATED_TRITON ?= odd/partial_group,odd/multiplication_depth16,odd/no_softmax

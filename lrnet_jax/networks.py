@@ -23,6 +23,7 @@ from lrnet_jax.layers.input_transformation import is_input, transform_input
 from lrnet_jax.layers.kept import keep, recomputed
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
+from lrnet_jax.layers.normalized_maps import is_joint, normalized_maps
 from lrnet_jax.layers.pooling import max_pool_3x3
 from lrnet_jax.layers.relation import Relation, RelationOptions
 from lrnet_jax.plan import (
@@ -30,10 +31,12 @@ from lrnet_jax.plan import (
     FeatureInfo,
     LayerPlan,
     feature_info,
+    inner_multiple,
     plan_blocks,
     plan_stem,
 )
 from lrnet_jax.variant import Variant
+from pallas_kernels.pallas.stem import Maps
 
 
 class Network(nnx.Module):
@@ -158,10 +161,9 @@ class Network(nnx.Module):
 def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The stem before and after its pool."""
     first, last = layers[0], layers[-1]
-    relation = last.layer
-    if isinstance(relation, LocalRelation) and is_input(first.layer):
-        maps = transform_input(first.layer, first.norm, relation, x)
-        x = last.normalized(relation.of_maps(maps), relu=True)
+    if isinstance(last.layer, LocalRelation) and is_input(first.layer):
+        maps = transform_input(first.layer, first.norm, last.layer, x)
+        x = last.normalized(last.applied(maps), relu=True)
     else:
         for layer in layers:
             x = layer(x, relu=True)
@@ -179,7 +181,7 @@ class Block(nnx.Module):
                 Normalized(variant, last, rngs, zero_gamma=variant.zero_gamma),
             ]
         )
-        multiple = _inner_multiple(variant)
+        multiple = inner_multiple(variant)
         self.multiples = (
             *(Multiples(multiple if index else 1, multiple) for index, _ in enumerate(inner)),
             Multiples(multiple, 1),
@@ -199,9 +201,11 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
-        y, last = x, len(self.branch) - 1
-        for index, (layer, multiples) in enumerate(zip(self.branch, self.multiples, strict=True)):
-            y = layer(y, relu=index < last, multiples=multiples)
+        y: jax.Array | Maps = x
+        followers = [*(layer.layer for layer in self.branch[1:]), None]
+        for layer, next_one, multiples in zip(self.branch, followers, self.multiples, strict=True):
+            y = layer.before(next_one, multiples, y)
+        assert not isinstance(y, Maps)
         if scale is not None:
             y = y * scale.astype(y.dtype)[:, None, None, None]
         y = relu(y + (x if self.shortcut is None else self.shortcut(x)))
@@ -224,16 +228,32 @@ class Normalized(nnx.Module):
 
         `multiples` fill both up by zeros; convolutions and the like know none.
         """
-        y = self.layer(x) if multiples == NO_PADDING else self.layer(x, multiples=multiples)  # type: ignore[call-arg]
-        return self.normalized(y, relu=relu, multiples=multiples)
+        return self.normalized(self.applied(x, multiples), relu=relu, multiples=multiples)
+
+    def applied(self, x: jax.Array | Maps, multiples: Multiples = NO_PADDING) -> jax.Array:
+        """What the layer makes of its input, or a local relation of the maps of its input."""
+        options = {} if multiples == NO_PADDING else {"multiples": multiples}
+        if isinstance(x, Maps):
+            assert isinstance(self.layer, LocalRelation)
+            return keep(self.layer.of_maps(x, **options))
+        return keep(self.layer(x, **options))
 
     def normalized(
         self, y: jax.Array, *, relu: bool, multiples: Multiples = NO_PADDING
     ) -> jax.Array:
         """What follows the layer."""
-        y = keep(y)
         with jax.named_scope("batch_norm"):
             return self.norm(y, relu=relu, multiple=multiples.output)
+
+    def before(
+        self, following: object, multiples: Multiples, x: jax.Array | Maps
+    ) -> jax.Array | Maps:
+        """As `__call__`, with a ReLU or the maps of a local relation for the layer that follows."""
+        y = self.applied(x, multiples)
+        if is_joint(following, self.norm, y):
+            with jax.named_scope("batch_norm"):
+                return normalized_maps(self.norm, following, y, multiples.output)
+        return self.normalized(y, relu=following is not None, multiples=multiples)
 
 
 def fold_priors(model: Network) -> Network:
@@ -319,13 +339,6 @@ def _relation_options(variant: Variant, plan: LayerPlan) -> RelationOptions:
         prior_stddev=variant.prior_stddev,
         dtype=jnp.dtype(variant.dtype),
     )
-
-
-def _inner_multiple(variant: Variant) -> int:
-    """The multiple to which the channels between the layers of a block are filled up."""
-    groups_hold_it = variant.channels_per_group > 0 and variant.channels_per_group % 8 == 0
-    local = variant.operator == "local_relation" and variant.scope == "local"
-    return 8 if variant.dtype == "bfloat16" and local and groups_hold_it else 1
 
 
 def _batch_norm(variant: Variant, features: int, *, zero_gamma: bool) -> BatchNorm:

@@ -153,3 +153,10 @@ def _plan_branch(
 
 def _output_size(size: int | None, strides: int) -> int | None:
     return None if size is None else strided_size(size, strides)
+
+
+def inner_multiple(variant: Variant) -> int:
+    """The multiple to which the channels between the layers of a block are filled up."""
+    groups_hold_it = variant.channels_per_group > 0 and variant.channels_per_group % 8 == 0
+    local = variant.operator == "local_relation" and variant.scope == "local"
+    return 8 if variant.dtype == "bfloat16" and local and groups_hold_it else 1

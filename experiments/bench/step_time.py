@@ -8,8 +8,8 @@ Every instruction of the program that becomes a kernel costs the larger of
   rate for dense bfloat16, or `FLOAT_SHARE` of that for TF32.
 * our kernels: their issue slots, `SLOTS` for each tap of the window as counted in the machine code
   for an H100 at res2 (docs/gpu_kernels.md), on four schedulers per SM. With 64 lanes instead of
-  128, arithmetic takes two slots. For the kernels of the stem, `STEM_SLOTS` for each channel of
-  each pixel.
+  128, arithmetic takes two slots. For the kernels of the stem and those before the relation of a
+  block, `STEM_SLOTS` and `PROJECTION_SLOTS` for each channel of each pixel.
 
 Launches, tails and gaps cost nothing. cuDNN's workspace and choice of algorithm are left out.
 """
@@ -35,20 +35,27 @@ MATRIX_RATES = {
 # Issue slots of a tap, and how many of them are arithmetic.
 SLOTS = {"forward": (16.1, 11.6), "backward_query": (18.7, 13.7), "backward_key": (25.9, 21.3)}
 STEM_SLOTS = {"forward": (33.4, 9.4), "backward": (41.0, 13.8)}
+# At the first block of res3, where filled-up channels and columns cost most.
+PROJECTION_SLOTS = {"forward": (35.9, 6.4), "sums": (45.0, 5.1), "gradient": (27.0, 3.8)}
 
 LR = "LR kernels"
 DOTS = "dots"
 CONVOLUTIONS = "convolutions"
 STEM = "stem kernels"
+PROJECTIONS = "projection kernels"
 STATISTICS = "statistics"
 ELEMENTWISE = "elementwise"
 COPIES = "copies"
 REDUCTIONS = "reductions"
 OPTIMISER = "optimiser"
-CLASSES = (DOTS, CONVOLUTIONS, LR, STEM, STATISTICS, ELEMENTWISE, COPIES, REDUCTIONS, OPTIMISER)
+CLASSES = (
+    DOTS, CONVOLUTIONS, LR, STEM, PROJECTIONS, STATISTICS, ELEMENTWISE, COPIES, REDUCTIONS,
+    OPTIMISER,
+)  # fmt: skip
 REST = "rest"
 
 _KERNEL_OF_STEM = re.compile("stem_(forward|backward)")
+_PROJECTION = re.compile("projections_(forward|sums|gradient)")
 _STAGE = r"\b(stem|res\d+)\b"
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
 _MOVES = {"pad", "slice", "copy", "transpose", "concatenate", "convert", "reshape"}
@@ -106,6 +113,10 @@ class _Model:
             seconds = self._issue_seconds(*self._taps(instruction, stage))
         elif kind == STEM:
             seconds = self._issue_seconds(*self._stem_channels(instruction))
+        elif kind == PROJECTIONS:
+            channels = self._operands(instruction)[0].elements
+            [name] = _PROJECTION.findall(instruction.source)[-1:]
+            seconds = self._issue_seconds(channels, *PROJECTION_SLOTS[name])
         seconds = max(seconds, size / (DRAM_SHARE * self.gpu.bandwidth))
         return Cost(kind, stage, seconds, size)
 
@@ -127,6 +138,8 @@ class _Model:
     def _kind(self, instruction: Instruction) -> str:
         target = instruction.target
         if "triton" in target:
+            if _PROJECTION.search(instruction.source):
+                return PROJECTIONS
             return STEM if _KERNEL_OF_STEM.search(instruction.source) else LR
         if "cublas" in target or instruction.operation == "dot":
             return DOTS

@@ -87,12 +87,7 @@ class BatchNorm(nnx.Module):
         """
         dtype = self.dtype or x.dtype
         channels = self.scale.shape[0]
-        scale, bias, average_mean, average_var = (
-            jnp.pad(variable[...], (0, -channels % multiple))
-            if channels % multiple
-            else variable[...]
-            for variable in (self.scale, self.bias, self.mean, self.var)
-        )
+        scale, bias, average_mean, average_var = self.filled_up(multiple)
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(average_var + self.epsilon)
             offset = bias - average_mean * gain
@@ -102,6 +97,15 @@ class BatchNorm(nnx.Module):
         y, mean, var = _normalize(options, self.to_groups(x), scale, bias, average_mean)
         self.move_averages(mean[:, :channels], var[:, :channels])
         return y.reshape(x.shape).astype(dtype)
+
+    def filled_up(self, multiple: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Scale, bias, mean and variance, filled up by zeros to a multiple of channels."""
+        spare = -self.scale.shape[0] % multiple
+        variables = self.scale, self.bias, self.mean, self.var
+        scale, bias, mean, var = (
+            jnp.pad(v[...], (0, spare)) if spare else v[...] for v in variables
+        )
+        return scale, bias, mean, var
 
     def to_groups(self, x: jax.Array) -> jax.Array:
         """(B, ..., C) -> (N, R, W, C), of N groups of images that share statistics.
@@ -195,16 +199,7 @@ def _normalize(
 def _normalize_forward(
     options: _Options, x: jax.Array, scale: jax.Array, bias: jax.Array, pivot: jax.Array
 ) -> tuple[_Outputs, _Residuals]:
-    # Squares are taken about the running mean. About zero they cancel badly where the mean of a
-    # channel is large against its deviation. About the mean they cost a second pass.
-    centred = x.astype(jnp.float32) - pivot
-    moments = _mean(centred), _mean(centred * centred)
-    if options.axis_name is not None:
-        moments = jax.lax.pmean(moments, options.axis_name)
-    mean = pivot + moments[0]
-    # Rounding may leave a constant channel a variance just below zero.
-    var = jnp.maximum(moments[1] - moments[0] ** 2, 0)
-    mean, inverse_deviation = keep(mean), keep(jax.lax.rsqrt(var + options.epsilon))
+    mean, var, inverse_deviation = statistics(x, pivot, options.epsilon, options.axis_name)
     gain = scale * inverse_deviation
     # Without a ReLU a sum follows, and XLA computes both at once.
     output = computed_once(_rectified, x.dtype) if options.relu else partial(_affine, x.dtype)
@@ -231,27 +226,72 @@ def _normalize_backward(
 
     dy = cotangents[0]
     wide, masked = widened(x, dy)
-    count = x.shape[1] * x.shape[2]
-    mean_d_bias = _mean(masked)
-    mean_d_scale = (_mean(masked * wide) - mean * mean_d_bias) * inverse_deviation
-    d_scale, d_bias = (count * jnp.sum(part, 0) for part in (mean_d_scale, mean_d_bias))
-    if options.axis_name is not None:  # other devices' outputs depend on this one's statistics
-        mean_d_bias, mean_d_scale = jax.lax.pmean((mean_d_bias, mean_d_scale), options.axis_name)
+    means = _mean(masked), _mean(masked * wide)
+    count, axis_name = x.shape[1] * x.shape[2], options.axis_name
+    d_scale, d_bias, slope, constant = terms(
+        means, count, scale, mean, inverse_deviation, axis_name
+    )
     if options.relu:
         # Masked again. Otherwise XLA:GPU writes the masked dy to memory and reads it back.
-        x, dy, mean_d_bias, mean_d_scale = jax.lax.optimization_barrier(
-            (x, dy, mean_d_bias, mean_d_scale)
-        )
+        x, dy, slope, constant = jax.lax.optimization_barrier((x, dy, slope, constant))
         wide, masked = widened(x, dy)
-    # dx = gain * (dy - mean_d_bias - mean_d_scale * (x - mean) * inverse_deviation), written as two
-    # multiply-adds.
-    slope = -gain * inverse_deviation * mean_d_scale
-    constant = slope * mean + gain * mean_d_bias
     dx = masked * _to_pixels(gain) + (wide * _to_pixels(slope) - _to_pixels(constant))
     return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(scale)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def statistics(
+    x: jax.Array, pivot: jax.Array, epsilon: float, axis_name: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean, variance and 1 / deviation of (N, R, W, C), (N, C) float32 each.
+
+    Squares are taken about the pivot (C,), the running mean. About zero they cancel badly where the
+    mean of a channel is large against its deviation. About the mean they cost a second pass.
+    """
+    centred = x.astype(jnp.float32) - pivot
+    moments = _mean(centred), _mean(centred * centred)
+    if axis_name is not None:
+        moments = jax.lax.pmean(moments, axis_name)
+    mean = pivot + moments[0]
+    # Rounding may leave a constant channel a variance just below zero.
+    var = jnp.maximum(moments[1] - moments[0] ** 2, 0)
+    return keep(mean), var, keep(jax.lax.rsqrt(var + epsilon))
+
+
+def terms(
+    means: tuple[jax.Array, jax.Array],
+    count: int,
+    scale: jax.Array,
+    mean: jax.Array,
+    inverse_deviation: jax.Array,
+    axis_name: str | None,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """What the gradients of a normalisation are made of.
+
+    Args:
+      means: over the pixels, of the gradient dy and of dy * x, (N, C).
+      count: number of pixels of a group.
+      scale: (C,).
+      mean: of x, (N, C).
+      inverse_deviation: (N, C).
+      axis_name: a mapped axis over which statistics are taken, or None.
+
+    Returns:
+      The gradients of scale and bias, (C,), and slope and constant, (N, C), of the gradient of x:
+      dx = scale * inverse_deviation * dy + x * slope - constant.
+    """
+    mean_d_bias = means[0]
+    mean_d_scale = (means[1] - mean * mean_d_bias) * inverse_deviation
+    d_scale, d_bias = (count * jnp.sum(part, 0) for part in (mean_d_scale, mean_d_bias))
+    if axis_name is not None:  # other devices' outputs depend on this one's statistics
+        mean_d_bias, mean_d_scale = jax.lax.pmean((mean_d_bias, mean_d_scale), axis_name)
+    # dx = gain * (dy - mean_d_bias - mean_d_scale * (x - mean) * inverse_deviation), written as two
+    # multiply-adds.
+    gain = scale * inverse_deviation
+    slope = -gain * inverse_deviation * mean_d_scale
+    return d_scale, d_bias, slope, slope * mean + gain * mean_d_bias
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -126,7 +126,7 @@ def _kernel_backward(
 
 def _plain_forward(stride: int, inputs: Inputs) -> Maps:
     value = computed_once(_rectified)(*inputs[:4])
-    return Maps(value, *_project(stride, value, inputs.key, inputs.query))
+    return Maps(value, *project(stride, value, inputs.key, inputs.query))
 
 
 def _plain_backward(stride: int, inputs: Inputs, value: jax.Array, d_maps: Maps) -> Inputs:
@@ -181,7 +181,7 @@ def _masked(inputs: Inputs, d_value: jax.Array) -> jax.Array:
     return jnp.where(positive, _in_groups(d_value, mean).astype(jnp.float32), 0)
 
 
-def _project(
+def project(
     stride: int, value: jax.Array, key: jax.Array, query: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Keys and queries; pixels are the rows of a matrix, as in `ChannelTransformation`."""
@@ -200,7 +200,7 @@ def _of_value(
     stride: int, inputs: Inputs, value: jax.Array, d_maps: Maps
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The gradients of the value, from all three maps, and of both projections."""
-    _, vjp = jax.vjp(functools.partial(_project, stride), value, inputs.key, inputs.query)
+    _, vjp = jax.vjp(functools.partial(project, stride), value, inputs.key, inputs.query)
     d_value, d_key, d_query = vjp((d_maps.key, d_maps.query))
     return d_maps.value + d_value, d_key, d_query
 

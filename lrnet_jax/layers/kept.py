@@ -1,9 +1,9 @@
 """What is kept for the backward pass of layers that are otherwise computed again.
 
-A layer's output before its normalisation, the statistics, queries, keys, and the results of local
-relations and blocks are kept: they are small, or cost a product or a pass of statistics, or the
-next layer keeps them in any case. What is computed again is cheap and large: normalisation, ReLU
-inside a block, pool, and the stem's map of the image.
+A layer's output before its normalisation, the statistics, queries, keys, the values that come with
+them from one rule, and the results of local relations and blocks are kept: they are small, or cost
+a product or a pass of statistics, or the next layer keeps them in any case. What is computed again
+is cheap and large: other normalisations with their ReLU, pool, and the stem's map of the image.
 """
 
 from collections.abc import Callable

@@ -118,10 +118,10 @@ class LocalRelation(Relation):
             key = self.key(x, multiples=multiples)
         return self._to_vectors(keep(query)), self._to_vectors(keep(key))
 
-    def of_maps(self, maps: Maps) -> jax.Array:
+    def of_maps(self, maps: Maps, *, multiples: Multiples = NO_PADDING) -> jax.Array:
         """As `__call__`, of values, keys and queries that were computed together."""
         query, key = self._to_vectors(maps.query), self._to_vectors(maps.key)
-        return self.output(self.aggregate(query, key, maps.value))
+        return self.output(self.aggregate(query, key, maps.value), multiples=multiples)
 
     def __call__(self, x: jax.Array, *, multiples: Multiples = NO_PADDING) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).

@@ -12,10 +12,15 @@ from unittest import mock
 import jax
 
 from pallas_kernels.pallas import forward_kernel, key_kernel, query_kernel
+from pallas_kernels.pallas.projections import forward_kernel as projections_forward
+from pallas_kernels.pallas.projections import gradient_kernel, sums_kernel
 from pallas_kernels.pallas.stem import backward_kernel as stem_backward
 from pallas_kernels.pallas.stem import forward_kernel as stem_forward
 
-_MODULES = (forward_kernel, query_kernel, key_kernel, stem_forward, stem_backward)
+_MODULES = (
+    forward_kernel, query_kernel, key_kernel, stem_forward, stem_backward, projections_forward,
+    sums_kernel, gradient_kernel,
+)  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """The arrays of the stem's kernels."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 
@@ -62,7 +62,23 @@ def padded(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-def map_shapes(inputs: Inputs, stride: int) -> Maps:
+class HasMaps(Protocol):
+    """What has maps: the `Inputs` of this package and of `projections`."""
+
+    @property
+    def x(self) -> jax.Array:
+        """(B, H, W, ...)."""
+
+    @property
+    def key(self) -> jax.Array:
+        """(C, K)."""
+
+    @property
+    def query(self) -> jax.Array:
+        """(C, Q)."""
+
+
+def map_shapes(inputs: HasMaps, stride: int) -> Maps:
     """The maps as `jax.ShapeDtypeStruct`s."""
     batch, height, width, _ = inputs.x.shape
     strided = strided_size(height, stride), strided_size(width, stride)
@@ -70,7 +86,7 @@ def map_shapes(inputs: Inputs, stride: int) -> Maps:
     def shape(size: tuple[int, int], channels: int) -> Any:
         return jax.ShapeDtypeStruct((batch, *size, channels), inputs.x.dtype)
 
-    channels, keys, queries = inputs.bias.shape[0], inputs.key.shape[1], inputs.query.shape[1]
+    (channels, keys), queries = inputs.key.shape, inputs.query.shape[1]
     return Maps(
         shape((height, width), channels), shape((height, width), keys), shape(strided, queries)
     )

@@ -258,11 +258,11 @@ def _divide(x: Vector, by: int) -> tuple[Vector, Vector]:
     return quotient, x - quotient * by
 
 
-def call(kernel: Any, name: str, interpret: bool, **options: Any) -> Any:
-    """`pl.pallas_call` with what both kernels have in common."""
+def call(kernel: Any, name: str, interpret: bool, warps: int = WARPS, **options: Any) -> Any:
+    """`pl.pallas_call` with what kernels of blocks have in common."""
     return pl.pallas_call(
         kernel,
-        compiler_params=plt.CompilerParams(num_warps=WARPS, num_stages=1),
+        compiler_params=plt.CompilerParams(num_warps=warps, num_stages=1),
         interpret=interpret,
         name=name,
         **options,

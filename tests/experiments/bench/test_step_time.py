@@ -36,6 +36,7 @@ ENTRY %main (x: f32[1000,64]) -> f32[64] {
   %kernel = (bf16[3200]{0}, f32[3200]{0}) custom-call(%query, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/stem/local_relation_forward"}
   %pixels = bf16[3200000]{0} broadcast(%query)
   %stem = (bf16[4800000]{0}, bf16[3200]{0}) custom-call(%pixels, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/stem/stem_forward"}
+  %project = (bf16[3200000]{0}, bf16[3200]{0}) custom-call(%pixels, %query), custom_call_target="__gpu$xla.gpu.triton", metadata={op_name="jit(f)/jvp(res2)/batch_norm/projections_forward"}
   %a = bf16[8192,4096]{1,0} broadcast(%query)
   %b = bf16[4096,1024]{1,0} broadcast(%query)
   %product = (bf16[8192,1024]{1,0}, s8[999]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="jit(f)/transpose(jvp(res2))/dot"}
@@ -48,7 +49,7 @@ ENTRY %main (x: f32[1000,64]) -> f32[64] {
 
 def found():
     costs = step_costs(parse(PROGRAM), Variant(), H100)
-    names = "cut sum query kernel pixels stem a b product images filter conv"
+    names = "cut sum query kernel pixels stem project a b product images filter conv"
     return dict(zip(names.split(), costs, strict=True))
 
 
@@ -58,6 +59,7 @@ def test_kinds_and_stages():
     assert kinds["sum"] == ("statistics", "res3")
     assert kinds["kernel"] == ("LR kernels", "stem")
     assert kinds["stem"] == ("stem kernels", "stem")
+    assert kinds["project"] == ("projection kernels", "res2")
     assert kinds["product"] == ("dots", "res2")
     assert kinds["conv"] == ("convolutions", "rest")
 
@@ -81,6 +83,9 @@ def test_arithmetic():
     # Three channels of images and 64 of the map, 33.4 slots each.
     slots = 3200000 / 3 * 64 / 32 * 33.4 / (132 * 4 * 1.98e9)
     assert costs["stem"].seconds == pytest.approx(slots)
+    # 35.9 slots for each channel of each pixel.
+    slots = 3200000 / 32 * 35.9 / (132 * 4 * 1.98e9)
+    assert costs["project"].seconds == pytest.approx(max(slots, costs["project"].size / DRAM))
     sums = milliseconds(list(costs.values()), "kind")
     assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
 

@@ -1,8 +1,11 @@
 """The rectifier is that of JAX, and keeps its output alone."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from lrnet_jax.layers.activation import relu
 from lrnet_jax.layers.kept import recomputed
@@ -32,8 +35,12 @@ def test_the_backward_pass_reads_the_output_and_not_the_input():
 
 
 def test_layers_that_are_computed_again_keep_the_output():
+    class Layer(nnx.Module):
+        def __call__(self, x):
+            return relu(2 * x)
+
     def backward(x):
-        y, vjp = jax.vjp(recomputed(lambda x: relu(2 * x)), x)
+        y, vjp = jax.vjp(functools.partial(recomputed(Layer.__call__), Layer()), x)
         return y, vjp(y)
 
     assert str(jax.make_jaxpr(backward)(jnp.ones(3))).count("= max ") == 1

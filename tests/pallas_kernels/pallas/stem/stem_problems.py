@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.pallas import stem
 from pallas_kernels.pallas.stem import Inputs, Maps, Sums, map_shapes
 
 
@@ -37,6 +38,11 @@ class StemProblem:
         )
         shapes = map_shapes(inputs, self.stride)
         return inputs, Maps(*(normal(*shape.shape, dtype=dtype) for shape in shapes))
+
+    def run(self, interpret, inputs, d_maps):
+        """Both kernels: maps and sums."""
+        maps = stem.forward(inputs, self.stride, interpret=interpret)
+        return maps, stem.backward(inputs, d_maps, self.stride, interpret=interpret)
 
 
 STEMS = {

@@ -20,16 +20,11 @@ needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing())
 NETWORK = StemProblem(128, 224, 224, 3, 64, 8, 8, 1, 2)
 
 
-def run(stride, interpret, inputs, d_maps):
-    maps = stem.forward(inputs, stride, interpret=interpret)
-    return maps, stem.backward(inputs, d_maps, stride, interpret=interpret)
-
-
 @functools.cache
 def results(name, dtype):
     arrays = STEMS[name].arrays(dtype)
     fast = {"xla_backend_optimization_level": 0}
-    function = functools.partial(run, STEMS[name].stride, True)
+    function = functools.partial(STEMS[name].run, True)
     return jax.jit(function, compiler_options=fast)(*arrays)
 
 
@@ -53,7 +48,7 @@ def test_vmap():
     """A stack of two problems, as an ensemble of networks has it."""
     inputs, d_maps = STEMS["ghost"].arrays(jnp.float32)
     stacked = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), (inputs, d_maps))
-    function = functools.partial(run, STEMS["ghost"].stride, True)
+    function = functools.partial(STEMS["ghost"].run, True)
     both = jax.jit(jax.vmap(function))(*stacked)
     for a, b in zip(
         jax.tree.leaves(both), jax.tree.leaves(results("ghost", "float32")), strict=True
@@ -115,7 +110,7 @@ LARGE = {
 def test_no_spills(gpu, name, dtype):
     arrays = abstract(LARGE[name], jnp.dtype(dtype))
     assert stem.unsupported(arrays[0]) is None
-    found = kernels(GPUS[gpu], functools.partial(run, LARGE[name].stride, False), *arrays)
+    found = kernels(GPUS[gpu], functools.partial(LARGE[name].run, False), *arrays)
     ours = [kernel for kernel in found if kernel.name.startswith("stem_")]
     assert len(ours) == 2
     assert [kernel.spills for kernel in ours] == [0, 0]
