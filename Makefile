@@ -28,7 +28,7 @@ PYTEST := $(PY) -m pytest -n $(JOBS) --dist=worksteal
 
 help:
 	@echo "make env          install into $(VENV): ACCELERATOR=cpu, cuda12 or cuda13 (here: $(ACCELERATOR))"
-	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate it (minutes)"
+	@echo "make quickstart   install, train a small LR-Net on embedded images, evaluate and draw it (minutes)"
 	@echo "make test         install, run the tests"
 	@echo "make test-fast    some tests of every package in two minutes, while you change something"
 	@echo "make test-isa     the tests that compute, with instructions of another processor: ISA=SSE4_2, AVX"
@@ -65,6 +65,7 @@ $(READY): $(LOCK) pyproject.toml setup.py $(wildcard pallas_kernels/native/*.cc 
 
 quickstart: $(READY)
 	$(PY) -m experiments.train --config=quickstart --workdir=runs/quickstart
+	$(PY) -m experiments.figures --run=runs/quickstart --out=runs/quickstart/figures
 
 test: $(READY)
 	$(PYTEST)

@@ -95,6 +95,15 @@ def test_the_reference_has_every_command():
         assert f"automodule:: experiments.{command}\n" in page, command
 
 
+def test_excerpts_are_the_source():
+    """Code that a page shows is that of the file that it names, but for its indentation."""
+    page = (ROOT / "docs" / "gpu_kernels.md").read_text()
+    source = (ROOT / "pallas_kernels/jax_triton/kernels/forward.py").read_text()
+    [excerpt] = re.findall(r"\n\n((?:    .*\n)+)\n", page[page.index("Its `single_pass`") :])[:1]
+    assert len(excerpt.splitlines()) > 10
+    assert excerpt in source
+
+
 def test_notebooks_keep_no_output():
     """The build of the site executes them."""
     for path in (ROOT / "docs" / "notebooks").glob("*.ipynb"):

@@ -17,7 +17,6 @@ from experiments.bench.step_time import Cost, step_costs
 from lrnet_jax.training.devices import AXIS
 from lrnet_jax.variant import Remat, Variant
 from pallas_kernels.tools.cross_compilation import Gpu, absent_mesh, compile_for
-from pallas_kernels.tools.empty_kernels import empty_kernels
 
 # An LR-Net with remat=blocks in units of the ResNet of its depth, as the tests hold it on an H100.
 MOST_MEMORY = 1.25  # XLA's plan of temporary memory
@@ -99,6 +98,8 @@ def plan_step(
       image_size: their side.
       bodies: whether to compile the bodies too, for the time that a first start takes.
     """
+    from pallas_kernels.tools.empty_kernels import empty_kernels  # it imports Pallas-Triton
+
     start = _processor_seconds()
     with contextlib.nullcontext() if bodies else empty_kernels():
         compiled = compile_step(variant, gpu, batch_size, image_size)

@@ -9,7 +9,7 @@ flipped. Evaluation takes the centre crop of 224 out of 256. BatchNorm statistic
 images, as on the paper's GPUs, whatever the number of devices.
 
 LR-Nets train with model.remat=blocks. By a model, a step of LR-Net-50 then takes 1.1 times the
-memory of one of ResNet-50 instead of 1.6, and 8 % more time (docs/gpu_kernels.md). Where memory is
+memory of one of ResNet-50 instead of 1.6, and 6 % more time (docs/gpu_kernels.md). Where memory is
 plenty, use --config.model.remat=none. The result is the same but for rounding.
 
     python -m experiments.train --config=lrnet50_modern --workdir=runs/lrnet50_modern

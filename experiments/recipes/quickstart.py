@@ -7,8 +7,10 @@ The subset has 10,000 training and 2,000 test images of 28 x 28. `quickstart_con
 network with a 3 x 3 convolution in place of each local relation. Its width gives it the same number
 of multiply-adds.
 
-On 2 CPU cores, with seed 0 and one run each, quickstart reached 88.25 % top-1 in 3.7 minutes and
-quickstart_conv 88.60 % in 1.9. The 2,000 test images resolve about 0.7 %.
+With seeds 0, 1 and 2 quickstart reached 90.05, 89.75 and 89.65 % top-1, in 278 to 295 seconds of
+processor time: about 2.6 minutes on two free CPU cores. quickstart_conv reached 90.45 % with seed 0
+in 217 seconds. The 2,000 test images resolve about 0.7 %. `make quickstart` draws figures 4 and 5
+of the paper from its network at the end.
 """
 
 from experiments.config import Config, Data, Optim, Train, recipe
@@ -18,12 +20,12 @@ def _small(name: str, network: str) -> Config:
     return recipe(
         name,
         network,
-        data=Data(name="fashion_mnist_subset", flip=True),
+        data=Data(name="fashion_mnist_subset", flip=True, shift=2),
         optim=Optim(
             learning_rate=0.06, nesterov=True, weight_decay=5e-4, warmup_epochs=1.0, decay="cosine"
         ),
         train=Train(
-            batch_size=64, eval_batch_size=500, epochs=15.0, eval_every_epochs=4.0, log_every=50,
+            batch_size=64, eval_batch_size=500, epochs=30.0, eval_every_epochs=4.0, log_every=50,
             checkpoint_every=500,
         ),
     )  # fmt: skip

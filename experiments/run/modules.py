@@ -16,8 +16,10 @@ from lrnet_jax.exported import ABOUT, CUDA_MODULE, MODULE
 from lrnet_jax.preprocessing import Preprocessing
 from pallas_kernels import jax_triton, pallas
 from pallas_kernels.pallas import absent_gpu
+from pallas_kernels.platform_switch import compiling_for
 
 PLATFORMS = ("cpu", "cuda")
+OLDEST_GPU = 8.0  # kernels for this compute capability run on all newer GPUs too
 USAGE = """\
 With lrnet_jax:
 
@@ -100,7 +102,7 @@ def write_cuda_module(
         platforms=("cuda",),
         disabled_checks=(*pallas.EXPORT_CHECKS, *jax_triton.EXPORT_CHECKS),
     )
-    with absent_gpu():
+    with absent_gpu(), compiling_for(OLDEST_GPU):
         artifact = exporter(jax.ShapeDtypeStruct((images, side, side, 3), np.uint8))
     if "triton" not in artifact.mlir_module():
         return False

@@ -1,10 +1,12 @@
 """Times compiled programs in turn, and says what a program needs."""
 
+import contextlib
 import dataclasses
+import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -51,13 +53,27 @@ def interleave(
         raise ValueError(f"rounds must be at least 2 for a median with spread, got {rounds}")
     calls = calls or (10 if current_platform() == "cuda" else 1)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
-    for _ in range(rounds + 1):
-        for name, program in programs.items():
-            start, cpu_start = time.perf_counter(), time.process_time()
-            jax.block_until_ready([program() for _ in range(calls)])
-            elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
-            seconds[name].append((elapsed / calls, cpu / calls))
+    with _without_collector():
+        for _ in range(rounds + 1):
+            for name, program in programs.items():
+                start, cpu_start = time.perf_counter(), time.process_time()
+                jax.block_until_ready([program() for _ in range(calls)])
+                elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start
+                seconds[name].append((elapsed / calls, cpu / calls))
     return {name: Timing.of(*zip(*runs[1:], strict=True)) for name, runs in seconds.items()}
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Python's collector walks over all objects of JAX's traces, in whichever program it starts."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @dataclasses.dataclass(frozen=True)

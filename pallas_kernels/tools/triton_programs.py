@@ -1,6 +1,6 @@
 """The three kernels of jax_triton, compiled for an absent GPU, and how programs use them."""
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -9,7 +9,6 @@ from pallas_kernels.jax_triton import launch, stack
 from pallas_kernels.jax_triton.launch import PixelStats
 from pallas_kernels.jax_triton.plan import Plan
 from pallas_kernels.pallas.problem import Problem
-from pallas_kernels.pallas.strips import BorderCase
 from pallas_kernels.pallas.tiling import Tile
 from pallas_kernels.platform_switch import compiling_for
 from pallas_kernels.spec import Inputs, Normalizer, Residuals
@@ -17,6 +16,9 @@ from pallas_kernels.tools import cross_compilation
 from pallas_kernels.tools.cross_compilation import Gpu, Kernel
 from pallas_kernels.tools.kernel_programs import program
 from pallas_kernels.tools.shapes import Shape
+
+if TYPE_CHECKING:  # it imports Pallas-Triton, which JAX need not have
+    from pallas_kernels.pallas.strips import BorderCase
 
 
 class Compiled(NamedTuple):
@@ -78,8 +80,10 @@ def _key(
 FUNCTIONS = {"forward": _forward, "query": _query, "key": _key}
 
 
-def border_cases(plan: Plan) -> list[BorderCase]:
+def border_cases(plan: Plan) -> "list[BorderCase]":
     """The cases of a plan, each with its strips; a strip belongs to the first that fits."""
+    from pallas_kernels.pallas.strips import BorderCase
+
     found, taken = [], set[int]()
     for case in plan.cases:
         strips = [i for i in range(case.first, case.last + 1) if i not in taken]

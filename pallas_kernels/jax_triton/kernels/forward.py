@@ -10,6 +10,8 @@ as no weight that matters leaves the range of float32. So the program checks its
 the strips again with a pass for the maximum if one of them is outside [2**-40, 2**60].
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -45,6 +47,18 @@ MAX_SUM = tl.constexpr(2.0**60)
 LOG2E = tl.constexpr(1.4426950408889634)
 
 
+class Arrays(NamedTuple):
+    """The arguments of `forward`, pointers to the first elements."""
+
+    query: Any
+    key: Any
+    value: Any
+    prior: Any
+    out: Any
+    shift: Any
+    factor: Any
+
+
 @triton.jit
 def forward(query, key, value, prior, out, shift, factor, P: tl.constexpr):
     """The kernel with a softmax. Grid: `Plan.grid`.
@@ -59,7 +73,7 @@ def forward(query, key, value, prior, out, shift, factor, P: tl.constexpr):
       factor: (B, Ho, Wo, G) float32, written.
       P: the plan.
     """
-    arrays = (query, key, value, prior, out, shift, factor)
+    arrays = Arrays(query, key, value, prior, out, shift, factor)
     first = tl.program_id(0) * P.lanes
     place = lane_places(first, tl.program_id(2), P)
     rows = window_rows(first, P)
@@ -71,7 +85,7 @@ def forward(query, key, value, prior, out, shift, factor, P: tl.constexpr):
 @triton.jit
 def forward_unnormalized(query, key, value, prior, out, P: tl.constexpr):
     """The kernel without softmax; the arguments of `forward`."""
-    arrays = (query, key, value, prior, out, out, out)
+    arrays = Arrays(query, key, value, prior, out, out, out)
     first = tl.program_id(0) * P.lanes
     of_case(arrays, lane_places(first, tl.program_id(2), P), window_rows(first, P), 0, P)
 
@@ -99,21 +113,20 @@ def single_pass(arrays, place, rows, x0, CASE: tl.constexpr, P: tl.constexpr):
     high: tl.constexpr = CASE.high
     R: tl.constexpr = P.strip
     M: tl.constexpr = P.m
-    query, key, value, prior, _, _, _ = arrays
-    group = place[2]
-    queries = load_strip(query, place, x0, 0, MASKED, P, True)
+    queries = load_strip(arrays.query, place, x0, 0, MASKED, P, True)
     zero = tl.zeros((P.lanes,), tl.float32)
     totals, sums = (zero,) * R, ((zero,) * M,) * R
-    for dy in range(rows[0], rows[1]):
+    left = x0 * P.stride - P.left
+    for dy in range(rows[0], rows[1]):  # rows of the windows
         line, valid = key_row(place, dy, P)
-        priors = window_priors(prior, dy, valid, group, P, True)
-        for c in tl.static_range(low, high):
-            k, v, exists, _pixel = column(
-                key, value, line, x0 * P.stride - P.left, c, P.width, group, valid, 1, MASKED, P
+        priors = window_priors(arrays.prior, dy, valid, place.group, P, True)
+        for c in tl.static_range(low, high):  # columns of keys
+            k, v, exists, _ = column(
+                arrays.key, arrays.value, line, left, c, P.width, place.group, valid, 1, MASKED, P
             )
-            for i in tl.static_range(R):
-                if P.tap(c, i) >= 0:
-                    weight, _slopes = logit(queries[i], k, priors[P.tap(c, i)], P, True)
+            for i in tl.static_range(R):  # pixels of the strip
+                if P.tap(c, i) >= 0:  # whose window has the key
+                    weight, _ = logit(queries[i], k, priors[P.tap(c, i)], P, True)
                     if P.softmax:
                         weight = exp2(weight)
                     weight = masked(weight, exists, MASKED, P)
@@ -150,14 +163,13 @@ def store_pixel(
     P: tl.constexpr,
 ):  # fmt: skip
     """Divides by the sum of weights, and stores the results of pixel i."""
-    _, _, _, _, out_array, shift_array, factor_array = arrays
     out = sums
     if P.softmax:
         factor = reciprocal(total)
         out = scaled(sums, factor)
-        store_numbers(shift_array, place, x0, i, (shift,), live, MASKED, P)
-        store_numbers(factor_array, place, x0, i, (factor,), live, MASKED, P)
-    store_channels(out_array, place, x0, i, out, live, MASKED, P)
+        store_numbers(arrays.shift, place, x0, i, (shift,), live, MASKED, P)
+        store_numbers(arrays.factor, place, x0, i, (factor,), live, MASKED, P)
+    store_channels(arrays.out, place, x0, i, out, live, MASKED, P)
 
 
 @triton.jit
@@ -167,37 +179,38 @@ def exact_pass(arrays, place, rows, P: tl.constexpr):
     It runs rarely, so it is written to be small and not fast.
     """
     M: tl.constexpr = P.m
-    query, key, value, prior, _, _, _ = arrays
-    image, row, group, _active = place
+    group = place.group
     zero = tl.zeros((P.lanes,), tl.float32)
     for i in range(P.strip):
         x0 = tl.program_id(1) * P.strip + i
         address = address_of(
-            query, (pixel_number(place, x0, 0, True, P) * P.groups + group) * P.depth
+            arrays.query, (pixel_number(place, x0, 0, True, P) * P.groups + group) * P.depth
         )
         q = prepared(load_floats(address, 0, P.depth, P.vector(0), P.dtypes[0]), P, False)
         shift, total, sums = zero - float("inf"), zero, (zero,) * M
         for step in range(2 * P.kh):  # twice over the window
             dy = step % P.kh
-            y = row * P.stride + dy - P.top
+            y = place.row * P.stride + dy - P.top
             for dx in range(P.kw):
                 x = x0 * P.stride + dx - P.left
                 exists = (y >= 0) & (y < P.height) & (x >= 0) & (x < P.width)
-                there = (image * P.height + tl.minimum(tl.maximum(y, 0), P.height - 1)) * P.width
+                there = (
+                    place.image * P.height + tl.minimum(tl.maximum(y, 0), P.height - 1)
+                ) * P.width
                 there += tl.minimum(tl.maximum(x, 0), P.width - 1)
-                k_address = address_of(key, (there * P.groups + group) * P.depth)
+                k_address = address_of(arrays.key, (there * P.groups + group) * P.depth)
                 k = load_floats(k_address, 0, P.depth, P.vector(1), P.dtypes[1])
                 of_tap = zero
                 if P.has_prior:
                     number = ((P.kh + 1 + dy) * P.groups + group) * P.prior_row + dx
-                    of_tap = load_floats(address_of(prior, number), 0, 1, 1, "fp32")[0]
-                found, _slopes = logit(q, k, of_tap, P, False)
+                    of_tap = load_floats(address_of(arrays.prior, number), 0, 1, 1, "fp32")[0]
+                found, _ = logit(q, k, of_tap, P, False)
                 found = tl.where(exists, found, float("-inf"))
                 if step < P.kh:
                     shift = tl.maximum(shift, found)
                 else:
                     weight = exp2((found - shift) * LOG2E)
-                    v = load_channels(value_addresses(value, there, group, P), 0, P)
+                    v = load_channels(value_addresses(arrays.value, there, group, P), 0, P)
                     total += weight
                     sums = add_weighted(weight, v, sums, P)
         live = live_lanes(place, x0, 0, True, P)

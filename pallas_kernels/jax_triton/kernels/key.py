@@ -11,6 +11,8 @@ and in a row one column of outputs after the other. Each query and gradient that
 all keys of the strip that the output's window contains.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -35,6 +37,20 @@ from pallas_kernels.jax_triton.kernels.taps import (
 from pallas_kernels.jax_triton.kernels.windows import column, masked
 
 
+class Arrays(NamedTuple):
+    """The arguments of `key_gradients`, pointers to the first elements."""
+
+    query: Any
+    key: Any
+    value: Any
+    prior: Any
+    d_out: Any
+    shift: Any
+    pairs: Any
+    d_key: Any
+    d_value: Any
+
+
 @triton.jit
 def key_gradients(
     query, key, value, prior, d_out, shift, pairs, severity, d_key, d_value, P: tl.constexpr
@@ -54,11 +70,11 @@ def key_gradients(
       d_value: (B, H, W, C), written.
       P: the plan.
     """
-    arrays = (query, key, value, prior, d_out, shift, pairs, d_key, d_value)
+    arrays = Arrays(query, key, value, prior, d_out, shift, pairs, d_key, d_value)
     first = tl.program_id(0) * P.lanes
     place = lane_places(first, tl.program_id(2), P)
     rows = output_rows(first, P)
-    of_row = load_words(address_of(severity, place[0] * P.height + place[1]), 0, 1)[0]
+    of_row = load_words(address_of(severity, place.image * P.height + place.row), 0, 1)[0]
     if tl.max(of_row, 0) == SHIFTED:
         exact_path(arrays, place, rows, P)
     else:
@@ -68,7 +84,7 @@ def key_gradients(
 @triton.jit
 def unnormalized_key_gradients(query, key, value, prior, d_out, d_key, d_value, P: tl.constexpr):
     """The kernel without softmax; the arguments of `key_gradients`."""
-    arrays = (query, key, value, prior, d_out, d_out, d_out, d_key, d_value)
+    arrays = Arrays(query, key, value, prior, d_out, d_out, d_out, d_key, d_value)
     first = tl.program_id(0) * P.lanes
     place = lane_places(first, tl.program_id(2), P)
     of_case(arrays, place, output_rows(first, P), 0, P)
@@ -125,31 +141,35 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
-    query, key, value, prior, d_out, shift, pairs, d_key, d_value = arrays
-    image, row, group, _active = place
+    row, group = place.row, place.group
     zero = tl.zeros((P.lanes,), tl.float32)
-    keys = load_strip(key, place, x0, 1, MASKED, P, FAST)
-    values = load_strip_channels(value, place, x0, MASKED, P)
+    keys = load_strip(arrays.key, place, x0, 1, MASKED, P, FAST)
+    values = load_strip_channels(arrays.value, place, x0, MASKED, P)
     key_sums, value_sums = ((zero,) * D,) * R, ((zero,) * M,) * R
     for number in range(rows[0], rows[1]):
         yo = (row + P.top) // P.stride - number
         in_window = row + P.top - yo * P.stride
         valid = (yo >= 0) & (yo < P.out_height) & (in_window < P.kh)
         yo = tl.minimum(tl.maximum(yo, 0), P.out_height - 1)
-        line = (image * P.out_height + yo) * P.out_width
-        priors = window_priors(prior, in_window, valid, group, P, FAST)
+        line = (place.image * P.out_height + yo) * P.out_width
+        priors = window_priors(arrays.prior, in_window, valid, group, P, FAST)
         for c in tl.static_range(low, high):
             q, g, exists, pixel = column(
-                query, d_out, line, x0 // P.stride, c, P.out_width, group, valid, 0, MASKED, P
-            )
+                arrays.query, arrays.d_out, line, x0 // P.stride, c, P.out_width, group, valid, 0,
+                MASKED, P,
+            )  # fmt: skip
             start, factor, largest = zero, zero, zero
             if P.softmax:
                 index = pixel * P.groups + group
-                pair = address_of(pairs, 2 * index)
+                pair = address_of(arrays.pairs, 2 * index)
                 factor, start = load_floats(pair, 0 if MASKED else 8 * c * P.groups, 2, 2, "fp32")
                 if not FAST:
                     largest = load_floats(
-                        address_of(shift, index), 0 if MASKED else 4 * c * P.groups, 1, 1, "fp32"
+                        address_of(arrays.shift, index),
+                        0 if MASKED else 4 * c * P.groups,
+                        1,
+                        1,
+                        "fp32",
                     )[0]
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
@@ -169,5 +189,5 @@ def gather(arrays, place, rows, x0, CASE: tl.constexpr, FAST: tl.constexpr, P: t
     for i in tl.static_range(R):
         live = live_lanes(place, x0, i, MASKED, P)
         found = scaled(key_sums[i], P.gradient_factor(FAST))
-        store_components(d_key, place, x0, i, found, 1, live, MASKED, P)
-        store_channels(d_value, place, x0, i, value_sums[i], live, MASKED, P)
+        store_components(arrays.d_key, place, x0, i, found, 1, live, MASKED, P)
+        store_channels(arrays.d_value, place, x0, i, value_sums[i], live, MASKED, P)

@@ -15,17 +15,16 @@ from pallas_kernels.jax_triton.kernels.taps import prepared
 @triton.jit
 def pixel_number(place, x0, i: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):
     """The number, among all pixels that lanes own, of the pixel whose address pixel i takes."""
-    image, row, _, _ = place
     x = x0
     if MASKED:
         x = tl.minimum(x0 + i, P.columns - 1)
-    return (image * P.rows + row) * P.columns + x
+    return (place.image * P.rows + place.row) * P.columns + x
 
 
 @triton.jit
 def live_lanes(place, x0, i: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):
     """The lanes that have work and whose pixel i is in the image."""
-    live = place[3]
+    live = place.active
     if MASKED:
         live &= x0 + i < P.columns
     return live
@@ -41,7 +40,7 @@ def load_strip(
     pitch: tl.constexpr = P.groups * P.depth * P.item(WHICH)
     found = ()
     for i in tl.static_range(R):
-        index = (pixel_number(place, x0, i, MASKED, P) * P.groups + place[2]) * P.depth
+        index = (pixel_number(place, x0, i, MASKED, P) * P.groups + place.group) * P.depth
         x = load_floats(
             address_of(pointer, index),
             0 if MASKED else i * pitch,
@@ -57,7 +56,7 @@ def load_strip(
 def load_strip_channels(pointer, place, x0, MASKED: tl.constexpr, P: tl.constexpr):
     """The lane's channels of each pixel of a strip; 0 where they do not exist."""
     R: tl.constexpr = P.strip
-    group = place[2]
+    group = place.group
     found = ()
     for i in tl.static_range(R):
         addresses = value_addresses(pointer, pixel_number(place, x0, i, MASKED, P), group, P)
@@ -79,7 +78,7 @@ def existing(x, group, P: tl.constexpr):
 @triton.jit
 def load_number(pointer, place, x0, i: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr):
     """A float32 of pixel i, of an array with one number per pixel and group."""
-    index = pixel_number(place, x0, i, MASKED, P) * P.groups + place[2]
+    index = pixel_number(place, x0, i, MASKED, P) * P.groups + place.group
     offset: tl.constexpr = 0 if MASKED else 4 * i * P.groups
     return load_floats(address_of(pointer, index), offset, 1, 1, "fp32")[0]
 
@@ -89,7 +88,7 @@ def store_numbers(
     pointer, place, x0, i: tl.constexpr, parts, live, MASKED: tl.constexpr, P: tl.constexpr
 ):
     """Writes one or two float32 of pixel i."""
-    index = pixel_number(place, x0, i, MASKED, P) * P.groups + place[2]
+    index = pixel_number(place, x0, i, MASKED, P) * P.groups + place.group
     size: tl.constexpr = 4 * len(parts)
     store_floats(
         address_of(pointer, index * len(parts)),
@@ -109,7 +108,7 @@ def store_components(
     P: tl.constexpr,
 ):  # fmt: skip
     """Writes the D components of pixel i, in the dtype of queries (WHICH = 0) or keys (1)."""
-    index = (pixel_number(place, x0, i, MASKED, P) * P.groups + place[2]) * P.depth
+    index = (pixel_number(place, x0, i, MASKED, P) * P.groups + place.group) * P.depth
     pitch: tl.constexpr = P.groups * P.depth * P.item(WHICH)
     store_floats(
         address_of(pointer, index),
@@ -128,7 +127,7 @@ def store_channels(
     pointer, place, x0, i: tl.constexpr, parts, live, MASKED: tl.constexpr, P: tl.constexpr
 ):
     """Writes a lane's channels of pixel i."""
-    group = place[2]
+    group = place.group
     index = pixel_number(place, x0, i, MASKED, P) * P.channels + group * P.m
     address = address_of(pointer, index)
     offset: tl.constexpr = 0 if MASKED else i * P.channels * P.item(2)

@@ -1,14 +1,32 @@
 """Where lanes work: their group, row and image, and the window rows that they visit."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats, load_words
 
 
+class Place(NamedTuple):
+    """Where each lane works, (N,) each.
+
+    Attributes:
+      image: number of the image.
+      row: of what the lane owns: output pixels, or keys.
+      group: of channels.
+      active: whether the lane has work; others repeat that of another lane and store nothing.
+    """
+
+    image: Any
+    row: Any
+    group: Any
+    active: Any
+
+
 @triton.jit
 def lane_places(first, images, P: tl.constexpr):
-    """(image, row, group, active) of each lane.
+    """The `Place` of each lane.
 
     Lanes run over groups, so that a warp reads whole cache lines, then down the image, then over
     the images that share programs.
@@ -27,7 +45,7 @@ def lane_places(first, images, P: tl.constexpr):
     row = row * P.phases + (lane % P.phases).to(tl.int32)
     image = (lane // P.phases).to(tl.int32) + images * P.together
     active &= image < P.batch
-    return tl.minimum(image, P.batch - 1), row, group, active
+    return Place(tl.minimum(image, P.batch - 1), row, group, active)
 
 
 @triton.jit

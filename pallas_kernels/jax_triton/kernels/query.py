@@ -15,6 +15,8 @@ A lane adds its part of d_prior to a column of memory of its own, over several r
 XLA adds up the columns.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -55,6 +57,23 @@ WIDE_FACTOR = tl.constexpr(1)  # a factor is not moderate: the exact path here
 SHIFTED = tl.constexpr(2)  # a shift is not 0, or a fast logit is imprecise: both exact paths
 
 
+class Arrays(NamedTuple):
+    """The arguments of `query_gradients`, pointers to the first elements."""
+
+    query: Any
+    key: Any
+    value: Any
+    prior: Any
+    out: Any
+    d_out: Any
+    shift: Any
+    factor: Any
+    d_query: Any
+    pairs: Any
+    severity: Any
+    d_prior: Any
+
+
 @triton.jit
 def query_gradients(
     query, key, value, prior, out, d_out, shift, factor, d_query, pairs, severity, d_prior,
@@ -77,8 +96,10 @@ def query_gradients(
       d_prior: (Kh, columns, Kw padded) float32, written; see `Plan.prior_columns`.
       P: the plan.
     """
-    inputs, gradients = (query, key, value, prior), (d_query, pairs, severity, d_prior)
-    all_rounds(inputs, (out, d_out, shift, factor), gradients, P)
+    arrays = Arrays(
+        query, key, value, prior, out, d_out, shift, factor, d_query, pairs, severity, d_prior
+    )
+    all_rounds(arrays, P)
 
 
 @triton.jit
@@ -87,8 +108,10 @@ def query_gradients_without_prior(
     P: tl.constexpr,
 ):  # fmt: skip
     """The kernel with a softmax and no prior; the arguments of `query_gradients`."""
-    inputs, gradients = (query, key, value, prior), (d_query, pairs, severity, d_query)
-    all_rounds(inputs, (out, d_out, shift, factor), gradients, P)
+    arrays = Arrays(
+        query, key, value, prior, out, d_out, shift, factor, d_query, pairs, severity, d_query
+    )
+    all_rounds(arrays, P)
 
 
 @triton.jit
@@ -96,8 +119,8 @@ def unnormalized_query_gradients(
     query, key, value, prior, d_out, d_query, d_prior, P: tl.constexpr
 ):
     """The kernel without softmax; the arguments of `query_gradients`."""
-    inputs, gradients = (query, key, value, prior), (d_query, d_query, d_query, d_prior)
-    all_rounds(inputs, (d_out, d_out, d_out, d_out), gradients, P)
+    g, d_q = d_out, d_query  # also in the place of what there is not
+    all_rounds(Arrays(query, key, value, prior, g, g, g, g, d_q, d_q, d_q, d_prior), P)
 
 
 @triton.jit
@@ -105,24 +128,23 @@ def unnormalized_query_gradients_without_prior(
     query, key, value, prior, d_out, d_query, P: tl.constexpr
 ):
     """The kernel without softmax and prior; the arguments of `query_gradients`."""
-    inputs, gradients = (query, key, value, prior), (d_query, d_query, d_query, d_query)
-    all_rounds(inputs, (d_out, d_out, d_out, d_out), gradients, P)
+    g, d_q = d_out, d_query
+    all_rounds(Arrays(query, key, value, prior, g, g, g, g, d_q, d_q, d_q, d_q), P)
 
 
 @triton.jit
-def all_rounds(inputs, saved, gradients, P: tl.constexpr):
+def all_rounds(arrays, P: tl.constexpr):
     """Computes the strips of several rounds of images, one after the other."""
     first = tl.program_id(0) * P.lanes
     rows = window_rows(first, P)
     lane = first + tl.arange(0, P.lanes)
     column_of_lane = (tl.program_id(2) * P.strips + tl.program_id(1)) * P.round_lanes + lane
     if P.has_prior:
-        clear(gradients[3], column_of_lane, lane, P)
+        clear(arrays.d_prior, column_of_lane, lane, P)
     start = tl.program_id(2) * P.repeats
     for images in range(start, tl.minimum(start + P.repeats, P.rounds)):
         place = lane_places(first, images, P)
         x0 = tl.program_id(1) * P.strip
-        arrays = inputs + saved + gradients
         of_case(arrays, place, rows, x0, column_of_lane, lane, 0, P)
 
 
@@ -145,27 +167,26 @@ def one_strip(arrays, place, rows, x0, columns, lane, CASE: tl.constexpr, P: tl.
     """All results of a strip, by the fast path if its normalizers allow."""
     R: tl.constexpr = P.strip
     MASKED: tl.constexpr = CASE.masked
-    query, _, _, _, out, d_out, shift, factor, _, pairs, severity, _ = arrays
-    queries = load_strip(query, place, x0, 0, MASKED, P, True)
-    g = load_strip_channels(d_out, place, x0, MASKED, P)
+    queries = load_strip(arrays.query, place, x0, 0, MASKED, P, True)
+    g = load_strip_channels(arrays.d_out, place, x0, MASKED, P)
     zero = tl.zeros((P.lanes,), tl.float32)
     starts = (zero,) * R
     worst = 0
     if P.softmax:
-        y = load_strip_channels(out, place, x0, MASKED, P)
+        y = load_strip_channels(arrays.out, place, x0, MASKED, P)
         here = tl.zeros((P.lanes,), tl.int32)
         for i in tl.static_range(R):
             live = live_lanes(place, x0, i, MASKED, P)
-            f = load_number(factor, place, x0, i, MASKED, P)
-            shifted = load_number(shift, place, x0, i, MASKED, P) != 0
+            f = load_number(arrays.factor, place, x0, i, MASKED, P)
+            shifted = load_number(arrays.shift, place, x0, i, MASKED, P) != 0
             shifted |= imprecise(queries[i], P)
             wide = (f < MIN_FACTOR) | (f > MAX_FACTOR) | (f != f)
             here = tl.maximum(here, tl.where(shifted, SHIFTED, tl.where(wide, WIDE_FACTOR, PLAIN)))
             start = -dot(g[i], y[i], zero, P)
-            store_numbers(pairs, place, x0, i, (f, start), live, MASKED, P)
+            store_numbers(arrays.pairs, place, x0, i, (f, start), live, MASKED, P)
             starts = replaced(starts, i, start * f)
             g = replaced(g, i, scaled(g[i], f))
-        store_severity(severity, place, here, P)
+        store_severity(arrays.severity, place, here, P)
         worst = tl.max(here, 0)
     if worst == 0:
         gather(arrays, place, rows, x0, columns, lane, queries, g, starts, CASE, P)
@@ -176,10 +197,9 @@ def one_strip(arrays, place, rows, x0, columns, lane, CASE: tl.constexpr, P: tl.
 @triton.jit
 def store_severity(severity, place, here, P: tl.constexpr):
     """Writes the severity of each lane."""
-    image, row, group, active = place
-    index = (image * P.strips + tl.program_id(1)) * P.out_height + row
-    address = address_of(severity, index * P.groups + group)
-    store_words(address, 0, (here,), active.to(tl.int32), not P.all_active)
+    index = (place.image * P.strips + tl.program_id(1)) * P.out_height + place.row
+    address = address_of(severity, index * P.groups + place.group)
+    store_words(address, 0, (here,), place.active.to(tl.int32), not P.all_active)
 
 
 @triton.jit
@@ -194,8 +214,7 @@ def gather(
     MASKED: tl.constexpr = CASE.masked
     low: tl.constexpr = CASE.low
     high: tl.constexpr = CASE.high
-    _, key, value, prior, _, _, _, _, d_query, _, _, d_prior = arrays
-    group = place[2]
+    left = x0 * P.stride - P.left
     zero = tl.zeros((P.lanes,), tl.float32)
     if MASKED or not P.all_active:  # pixels that do not exist add nothing to d_prior
         for i in tl.static_range(R):
@@ -205,11 +224,11 @@ def gather(
     sums = ((zero,) * D,) * R
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
-        priors = window_priors(prior, dy, valid, group, P, True)
+        priors = window_priors(arrays.prior, dy, valid, place.group, P, True)
         of_prior = (zero,) * Kw
         for c in tl.static_range(low, high):
-            k, v, exists, _pixel = column(
-                key, value, line, x0 * P.stride - P.left, c, P.width, group, valid, 1, MASKED, P
+            k, v, exists, _ = column(
+                arrays.key, arrays.value, line, left, c, P.width, place.group, valid, 1, MASKED, P
             )
             for i in tl.static_range(R):
                 if P.tap(c, i) >= 0:
@@ -221,11 +240,11 @@ def gather(
                     sums = replaced(sums, i, accumulate(sums[i], d_logit, slopes, P))
                     of_prior = replaced(of_prior, P.tap(c, i), of_prior[P.tap(c, i)] + d_logit)
         if P.has_prior:
-            add(d_prior, dy, columns, lane, of_prior, P)
+            add(arrays.d_prior, dy, columns, lane, of_prior, P)
     for i in tl.static_range(R):
         found = scaled(sums[i], P.gradient_factor(True))
         live = live_lanes(place, x0, i, MASKED, P)
-        store_components(d_query, place, x0, i, found, 0, live, MASKED, P)
+        store_components(arrays.d_query, place, x0, i, found, 0, live, MASKED, P)
 
 
 @triton.jit
@@ -240,24 +259,23 @@ def exact_pixel(arrays, place, rows, x0, columns, lane, P: tl.constexpr):
     """The sums over the taps of one pixel, with logits in natural units minus their shift."""
     D: tl.constexpr = P.depth
     Kw: tl.constexpr = P.kw
-    query, key, value, prior, out, d_out, shift, factor, d_query, _, _, d_prior = arrays
-    group = place[2]
+    left = x0 * P.stride - P.left
     zero = tl.zeros((P.lanes,), tl.float32)
     live = live_lanes(place, x0, 0, True, P)
-    q = load_strip(query, place, x0, 0, True, P, False)[0]
-    g = load_strip_channels(d_out, place, x0, True, P)[0]
-    y = load_strip_channels(out, place, x0, True, P)[0]
+    q = load_strip(arrays.query, place, x0, 0, True, P, False)[0]
+    g = load_strip_channels(arrays.d_out, place, x0, True, P)[0]
+    y = load_strip_channels(arrays.out, place, x0, True, P)[0]
     start = -dot(g, y, zero, P)
-    f = load_number(factor, place, x0, 0, True, P)
-    largest = load_number(shift, place, x0, 0, True, P)
+    f = load_number(arrays.factor, place, x0, 0, True, P)
+    largest = load_number(arrays.shift, place, x0, 0, True, P)
     sums = (zero,) * D
     for dy in range(rows[0], rows[1]):
         line, valid = key_row(place, dy, P)
-        priors = window_priors(prior, dy, valid, group, P, False)
+        priors = window_priors(arrays.prior, dy, valid, place.group, P, False)
         of_prior = (zero,) * Kw
         for c in tl.static_range(Kw):
-            k, v, exists, _pixel = column(
-                key, value, line, x0 * P.stride - P.left, c, P.width, group, valid, 1, True, P
+            k, v, exists, _ = column(
+                arrays.key, arrays.value, line, left, c, P.width, place.group, valid, 1, True, P
             )
             found, slopes = logit(q, k, priors[c], P, False)
             weight = exp2((found - largest) * LOG2E) * f
@@ -265,9 +283,9 @@ def exact_pixel(arrays, place, rows, x0, columns, lane, P: tl.constexpr):
             sums = accumulate(sums, d_logit, slopes, P)
             of_prior = replaced(of_prior, c, d_logit)
         if P.has_prior:
-            add(d_prior, dy, columns, lane, of_prior, P)
+            add(arrays.d_prior, dy, columns, lane, of_prior, P)
     found = scaled(sums, P.gradient_factor(False))
-    store_components(d_query, place, x0, 0, found, 0, live, True, P)
+    store_components(arrays.d_query, place, x0, 0, found, 0, live, True, P)
 
 
 @triton.jit

@@ -1,5 +1,7 @@
 """The columns of the other side that a strip visits in one row, and their addresses."""
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
@@ -7,12 +9,28 @@ from pallas_kernels.jax_triton.kernels.memory import address_of, load_floats
 from pallas_kernels.jax_triton.kernels.places import load_channels, value_addresses
 
 
+class Column(NamedTuple):
+    """What a lane reads of one column: a key and its value, or a query and its output's gradient.
+
+    Attributes:
+      components: the D components of the query or key.
+      channels: the M channels of the value or gradient.
+      exists: whether the column is in the image.
+      pixel: its number, among all queries or keys.
+    """
+
+    components: Any
+    channels: Any
+    exists: Any
+    pixel: Any
+
+
 @triton.jit
 def column(
     components, channels, line, corner, c: tl.constexpr, limit: tl.constexpr, group, valid,
     WHICH: tl.constexpr, MASKED: tl.constexpr, P: tl.constexpr,
 ):  # fmt: skip
-    """(components, channels, whether they exist, number of the pixel) of column c.
+    """Reads column c of a row.
 
     Args:
       components: pointer to queries (WHICH = 0) or keys (1).
@@ -43,16 +61,16 @@ def column(
         P.dtypes[WHICH],
     )
     values = load_channels(value_addresses(channels, pixel, group, P), 0 if MASKED else c, P)
-    return parts, values, exists, pixel
+    return Column(parts, values, exists, pixel)
 
 
 @triton.jit
 def key_row(place, dy, P: tl.constexpr):
     """(row of keys, whether it is in the image) of row `dy` of the windows of output pixels."""
-    y = place[1] * P.stride + dy - P.top
+    y = place.row * P.stride + dy - P.top
     valid = (y >= 0) & (y < P.height)
     y = tl.minimum(tl.maximum(y, 0), P.height - 1)
-    return (place[0] * P.height + y) * P.width, valid
+    return (place.image * P.height + y) * P.width, valid
 
 
 @triton.jit

@@ -21,6 +21,7 @@ from experiments.run.results import FILE as RESULT
 from experiments.train import train
 from lrnet_jax.exported import ABOUT, CUDA_MODULE, MODULE, read_module
 from lrnet_jax.training.checkpoints import CheckpointError
+from pallas_kernels.platform_switch import compiling_for
 from tests.experiments.tiny_run import tiny
 
 # What a program may import that runs an export "with JAX alone".
@@ -43,7 +44,8 @@ def exported(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     train(tiny(**{"train.epochs": "0.0032"}), workdir)
     folder = workdir.parent / "export"
-    return workdir, folder, "\n".join(export(ExportRequest(workdir, folder), images=2))
+    with compiling_for(10.0):  # as on a B200
+        return workdir, folder, "\n".join(export(ExportRequest(workdir, folder), images=2))
 
 
 def pixels(count, side=28):
@@ -77,6 +79,8 @@ def test_the_module_with_kernels_is_for_cuda_and_one_batch_size(exported):
     assert module.platforms == ("cuda",)
     assert module.in_avals[0].shape == (2, 28, 28, 3)
     assert "triton" in module.mlir_module()
+    assert "fma.rn.f32 " in module.mlir_module()
+    assert "f32x2" not in module.mlir_module()  # which older GPUs do not have
     about = json.loads((folder / ABOUT).read_text())
     assert about["cuda"] == {"file": CUDA_MODULE, "batch_size": 2, "jax": jax.__version__}
     assert f"batches of 2 by the fused kernels, for JAX {jax.__version__} alone" in printed

@@ -1,5 +1,7 @@
 """Programs are timed in turn, and their memory is that of the compiler."""
 
+import gc
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -28,6 +30,20 @@ def test_interleave_runs_in_turn(monkeypatch):
     assert timings["a"] == timing.Timing(least=1, lower=2, median=3, upper=4, cpu=30)
     # The first run, of 9 seconds, is not counted.
     assert timings["b"].median == 2
+
+
+def test_pythons_collector_waits_until_the_end(monkeypatch):
+    monkeypatch.setattr(timing.gc, "collect", lambda: None)
+    found = []
+    timing.interleave({"a": lambda: found.append(gc.isenabled())}, rounds=2)
+    assert (found, gc.isenabled()) == ([False] * 3, True)
+
+    def fail():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        timing.interleave({"a": fail}, rounds=2)
+    assert gc.isenabled()
 
 
 def test_interleave_needs_two_rounds():
