@@ -9,6 +9,8 @@ import os
 import pathlib
 import shutil
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # A flag that XLA_FLAGS holds already is kept as it is.
@@ -39,3 +41,19 @@ def pytest_unconfigure():
     size = sum(file.stat().st_size for file in CACHE.rglob("*") if file.is_file())
     if size > MAX_BYTES:
         shutil.rmtree(CACHE, ignore_errors=True)
+
+
+# Linux gives a process 65,530 maps of memory by default, and one more ends it. A compiled program
+# takes some, and a process that runs all tests compiles very many.
+MOST_MAPS = 30_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_memory_maps():
+    """Lets go of the compiled programs once they are many."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        import jax
+
+        jax.clear_caches()
