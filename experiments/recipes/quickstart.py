@@ -8,7 +8,7 @@ network with a 3 x 3 convolution in place of each local relation. Its width give
 of multiply-adds.
 
 With seeds 0, 1 and 2 quickstart reached 90.05, 89.75 and 89.65 % top-1, in 278 to 295 seconds of
-processor time: about 2.6 minutes on two free CPU cores. quickstart_conv reached 90.45 % with seed 0
+processor time: 3.1 minutes on two free CPU cores. quickstart_conv reached 90.45 % with seed 0
 in 217 seconds. The 2,000 test images resolve about 0.7 %. `make quickstart` draws figures 4 and 5
 of the paper from its network at the end.
 """
