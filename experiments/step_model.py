@@ -61,13 +61,13 @@ def main(options: flags.FlagValues) -> None:
 
 def describe(costs: dict[str, list[Cost]], memory: dict[str, int]) -> str:
     """Modelled milliseconds by class of kernel and by stage, and bytes of temporary memory."""
-    lines = [f"{'':16}" + "".join(f"{name:>14}" for name in costs)]
+    lines = [f"{'':20}" + "".join(f"{name:>14}" for name in costs)]
     for by in ("kind", "stage"):
         sums = {name: step_time.milliseconds(found, by) for name, found in costs.items()}
         rows = sorted({row for found in sums.values() for row in found}, key=_order)
         for row in rows:
             cells = "".join(f"{found.get(row, 0.0):11.2f} ms" for found in sums.values())
-            lines.append(f"{row:16}{cells}")
+            lines.append(f"{row:20}{cells}")
         lines.append("")
     totals = [1e3 * sum(cost.seconds for cost in found) for found in costs.values()]
     sizes = list(memory.values())
@@ -75,8 +75,8 @@ def describe(costs: dict[str, list[Cost]], memory: dict[str, int]) -> str:
         ("step", totals, "ms"),
         ("memory", [s / 2**30 for s in sizes], "GiB"),
     ):
-        lines.append(f"{row:16}" + "".join(f"{x:{13 - len(unit)}.2f} {unit}" for x in numbers))
-        lines.append(f"{'ratio':16}" + "".join(f"{x / numbers[0]:14.2f}" for x in numbers))
+        lines.append(f"{row:20}" + "".join(f"{x:{13 - len(unit)}.2f} {unit}" for x in numbers))
+        lines.append(f"{'ratio':20}" + "".join(f"{x / numbers[0]:14.2f}" for x in numbers))
     return "\n".join(lines)
 
 
