@@ -69,10 +69,10 @@ struct Layout {
   Int target_row() const { return margin + whole_lanes + margin + 16; }
 };
 
-Int pad_y(const Problem& p) { return p.dilation * (p.kernel_height / 2); }
-Int pad_x(const Problem& p) { return p.dilation * (p.kernel_width / 2); }
+inline Int pad_y(const Problem& p) { return p.dilation * (p.kernel_height / 2); }
+inline Int pad_x(const Problem& p) { return p.dilation * (p.kernel_width / 2); }
 
-void widen(const uint16_t* source, Int count, float* target) {
+inline void widen(const uint16_t* source, Int count, float* target) {
   for (Int i = 0; i < count; ++i) {
     uint32_t bits = (uint32_t)source[i] << 16;
     memcpy(target + i, &bits, sizeof bits);
@@ -80,7 +80,7 @@ void widen(const uint16_t* source, Int count, float* target) {
 }
 
 // Rounds to the nearest, and to even between two.
-void narrow(const float* source, Int count, uint16_t* target) {
+inline void narrow(const float* source, Int count, uint16_t* target) {
   for (Int i = 0; i < count; ++i) {
     uint32_t bits;
     memcpy(&bits, source + i, sizeof bits);
@@ -129,14 +129,14 @@ INLINE void write_pixel(const float* source, Int row, const Slice& s, Int pixel,
 }
 
 // The row of outputs that begins at a pixel.
-void read_targets(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
-                  Int pixel, float* target, Int row, float* wide) {
+inline void read_targets(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
+                         Int pixel, float* target, Int row, float* wide) {
   for (Int x = 0; x < p.out_width; ++x)
     read_pixel(array, s, pixel + x, target + x * layout.groups, row, wide);
 }
 
-void write_targets(const Problem& p, const Layout& layout, const float* source, Int row,
-                   const Slice& s, Int pixel, const Array& array, float* wide) {
+inline void write_targets(const Problem& p, const Layout& layout, const float* source, Int row,
+                          const Slice& s, Int pixel, const Array& array, float* wide) {
   for (Int x = 0; x < p.out_width; ++x)
     write_pixel(source + x * layout.groups, row, s, pixel + x, array, wide);
 }
@@ -150,16 +150,17 @@ INLINE bool source_place(const Problem& p, const Layout& layout, Int size, Int x
 }
 
 // A row of inputs, (phase, size, columns) floats. What lies beyond the image is not touched.
-void read_sources(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
-                  Int pixel, float* target, float* wide) {
+inline void read_sources(const Problem& p, const Layout& layout, const Array& array, const Slice& s,
+                         Int pixel, float* target, float* wide) {
   Int place;
   for (Int x = 0; x < p.width; ++x)
     if (source_place(p, layout, s.size, x, &place))
       read_pixel(array, s, pixel + x, target + place, layout.whole_columns, wide);
 }
 
-void write_sources(const Problem& p, const Layout& layout, const float* source, const Slice& s,
-                   Int pixel, const Array& array, float* wide, const float* zeros) {
+inline void write_sources(const Problem& p, const Layout& layout, const float* source,
+                          const Slice& s, Int pixel, const Array& array, float* wide,
+                          const float* zeros) {
   Int place;
   for (Int x = 0; x < p.width; ++x) {
     bool read = source_place(p, layout, s.size, x, &place);
@@ -168,6 +169,6 @@ void write_sources(const Problem& p, const Layout& layout, const float* source, 
   }
 }
 
-void zero(float* target, Int count) { memset(target, 0, sizeof(float) * count); }
+inline void zero(float* target, Int count) { memset(target, 0, sizeof(float) * count); }
 
 }  // namespace

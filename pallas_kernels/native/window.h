@@ -48,13 +48,13 @@ INLINE Floats slope(Floats q, Floats k, Floats other) {
   return d >= 0.0f ? all(1.0f) : all(-1.0f);  // as JAX differentiates abs at 0
 }
 
-float slope_of_query(const Problem& p) {
+inline float slope_of_query(const Problem& p) {
   return p.similarity == MULTIPLICATION       ? p.scale
          : p.similarity == SQUARED_DIFFERENCE ? -2 * p.scale
                                               : -p.scale;
 }
 
-float slope_of_key(const Problem& p) {
+inline float slope_of_key(const Problem& p) {
   return p.similarity == MULTIPLICATION ? p.scale : -slope_of_query(p);
 }
 
