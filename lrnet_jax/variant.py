@@ -73,7 +73,7 @@ class Variant:
       remat: what the backward pass computes again instead of keeping it: "none", "stem" (stem and
         pool) or "blocks" (those, and what follows cheaply in each block). What is kept is in
         `lrnet_jax/layers/kept.py`. False and True, of older checkpoints, are "none" and "blocks".
-        By a model, "blocks" takes 0.64 to 0.74 of the memory of "none" and 5 to 8 % more time
+        By a model, "blocks" takes 0.64 to 0.77 of the memory of "none" and 5 to 8 % more time
         (LR-Nets, batch 128, A100, H100 and B200; docs/gpu_kernels.md).
 
     Raises:
