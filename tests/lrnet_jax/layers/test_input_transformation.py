@@ -16,6 +16,13 @@ from pallas_kernels import pallas
 from pallas_kernels.native import library
 from pallas_kernels.pallas import absent_gpu
 from pallas_kernels.pallas.stem import Maps
+from tests.lrnet_jax.layers.joint_maps import (
+    assert_close,
+    check_shared_parameters,
+    check_statistics_over_devices,
+    cotangent,
+    derivatives_of,
+)
 
 SHAPE = (8, 5, 6, 3)
 STATIC = ("how", "strides", "evaluated", "group_images", "axis_name")
@@ -58,31 +65,10 @@ def images(shape=SHAPE, mean=0.7):
     return jnp.asarray(np.random.default_rng(0).normal(mean, 2.0, shape), jnp.float32)
 
 
-def cotangent(strides=2):
-    """Of the three maps."""
-    rng, of_image = np.random.default_rng(2), jnp.linspace(-1, 2, 8)[:, None, None, None]
-    rows, columns = -(-5 // strides), -(-6 // strides)
-    sizes = ((5, 6, 10), (5, 6, 3), (rows, columns, 3))
-    return Maps(*(jnp.asarray(rng.normal(0.2, 1, (8, *size))) * of_image for size in sizes))
-
-
 @functools.partial(jax.jit, static_argnames=STATIC)
 def derivatives(how, x, d_y, **options):
     """Maps, running averages, and the gradients of parameters and image."""
-    graphdef, params, statistics = nnx.split(Stem(how, **options), nnx.Param, ...)
-
-    def run(params, x):
-        stem = nnx.merge(graphdef, params, statistics, copy=True)
-        return stem(x), nnx.state(stem, nnx.BatchStat)
-
-    y, vjp, moved = jax.vjp(run, params, x, has_aux=True)
-    return y, moved, *vjp(jax.tree.map(lambda d, y: d.astype(y.dtype), d_y, y))
-
-
-def assert_close(ours, theirs, tolerance=2e-5):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        scale = np.max(np.abs(b)) + 1e-3
-        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+    return derivatives_of(Stem(how, **options), x, d_y)
 
 
 @pytest.mark.parametrize("how", ALL)
@@ -97,7 +83,7 @@ def test_agrees_with_the_layers(how, group_images, strides):
 
 @pytest.mark.parametrize("how", ALL)
 def test_the_gradient_of_the_image_is_that_of_differences(how):
-    x, d_y = images((2, 2, 2, 3)), jax.tree.map(lambda d: d[:2, :2, :2], cotangent())
+    x, d_y = images((2, 2, 2, 3)), jax.tree.map(lambda d: d[:2, :2, :2], cotangent(2))
     d_y = d_y._replace(query=d_y.query[:, :1, :1])
     direction = np.random.default_rng(3).normal(size=x.shape).astype(np.float32)
     ends = [derivatives(how, x + h * direction, d_y)[0] for h in (1e-2, -1e-2)]
@@ -111,35 +97,11 @@ def test_the_gradient_of_the_image_is_that_of_differences(how):
 
 
 def test_axis_name_takes_statistics_over_devices():
-    x, d_y = images(), cotangent()
-    y, moved, d_params, d_x = derivatives(PLAIN, x, d_y)
-    split = jax.tree.map(lambda array: array.reshape(4, 2, *array.shape[1:]), (x, d_y))
-    shared = jax.pmap(
-        lambda x, d_y: derivatives(PLAIN, x, d_y, axis_name="batch"), axis_name="batch"
-    )(*split)
-    whole = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), shared[0])
-    assert_close(whole, y)
-    assert_close(jax.tree.map(lambda leaf: leaf[3], shared[1]), moved)
-    assert_close(jax.tree.map(lambda leaf: jnp.sum(leaf, 0), shared[2]), d_params)
-    assert_close(shared[3].reshape(x.shape), d_x)
+    check_statistics_over_devices(functools.partial(derivatives, PLAIN), images(), cotangent(2))
 
 
 def test_parameters_that_all_devices_share():
-    """In a `shard_map` that checks types, their gradients are summed over the devices."""
-    x, d_y = images(), cotangent()
-    graphdef, params, statistics = nnx.split(Stem(PLAIN, group_images=2), nnx.Param, ...)
-
-    def gradients(params, x, d_y):
-        def loss(params):
-            maps = nnx.merge(graphdef, params, statistics, copy=True)(x)
-            return sum(jnp.sum(a * b) for a, b in zip(maps, d_y, strict=True))
-
-        return jax.grad(loss)(params)
-
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
-    specs = (jax.P(), jax.P("batch"), jax.P("batch"))
-    on_four = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=jax.P()))
-    assert_close(on_four(params, x, d_y), jax.jit(gradients)(params, x, d_y))
+    check_shared_parameters(Stem(PLAIN, group_images=2), images(), cotangent(2))
 
 
 def test_large_means_do_not_cancel_the_variance():
@@ -166,7 +128,7 @@ def test_bfloat16_gradients_of_the_kernels_are_nearer_than_plain_ones():
 @functools.cache
 def bfloat16_errors(how):
     """Relative errors of the gradients, that of the image last, against float32."""
-    x, d_y = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (images(), cotangent()))
+    x, d_y = jax.tree.map(lambda a: a.astype(jnp.bfloat16), (images(), cotangent(2)))
     exact = derivatives(LAYERS, *jax.tree.map(lambda a: a.astype(jnp.float32), (x, d_y)))
     got = derivatives(how, x, d_y)
     assert got[0].value.dtype == got[3].dtype == jnp.bfloat16
@@ -180,7 +142,7 @@ def bfloat16_errors(how):
 def lowered(how, platform):
     """The text of a program with values, keys, queries and all gradients."""
     program = jax.jit(functools.partial(derivatives.__wrapped__, how))
-    arguments = images(), cotangent()
+    arguments = images(), cotangent(2)
     with absent_gpu():
         return program.trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
 
@@ -216,7 +178,7 @@ def test_a_jax_without_the_backend_gets_plain_jax(monkeypatch):
 
 @pytest.mark.parametrize("how", ALL)
 def test_in_evaluation_it_agrees_with_the_layers(how):
-    x, d_y = images(), cotangent()
+    x, d_y = images(), cotangent(2)
     ours, theirs = (derivatives(h, x, d_y, evaluated=True) for h in (how, LAYERS))
     assert_close(ours, theirs)
     np.testing.assert_array_equal(*(jax.tree.leaves(m[1])[0] for m in (ours, theirs)))

@@ -15,6 +15,13 @@ from lrnet_jax.layers.normalized_maps import is_joint, normalized_maps
 from pallas_kernels import pallas
 from pallas_kernels.pallas import absent_gpu
 from pallas_kernels.pallas.stem import Maps
+from tests.lrnet_jax.layers.joint_maps import (
+    assert_close,
+    check_shared_parameters,
+    check_statistics_over_devices,
+    cotangent,
+    derivatives_of,
+)
 
 SHAPE = (8, 5, 6, 10)
 LAYERS, PLAIN, KERNELS = "xla", None, "pallas_interpret"
@@ -47,31 +54,10 @@ def channels(shape=SHAPE):
     return jnp.asarray(np.random.default_rng(0).normal(0.7, 2.0, shape), jnp.float32)
 
 
-def cotangent(strides=1, width=10):
-    """Of the three maps."""
-    rng, of_image = np.random.default_rng(2), jnp.linspace(-1, 2, 8)[:, None, None, None]
-    rows, columns = -(-5 // strides), -(-6 // strides)
-    sizes = ((5, 6, width), (5, 6, 3), (rows, columns, 3))
-    return Maps(*(jnp.asarray(rng.normal(0.2, 1, (8, *size))) * of_image for size in sizes))
-
-
 @functools.partial(jax.jit, static_argnames=("how", "strides", "group_images", "axis_name"))
 def derivatives(how, x, d_y, **options):
     """Maps, running averages, and the gradients of parameters and channels."""
-    graphdef, params, statistics = nnx.split(Before(how, **options), nnx.Param, ...)
-
-    def run(params, x):
-        before = nnx.merge(graphdef, params, statistics, copy=True)
-        return before(x), nnx.state(before, nnx.BatchStat)
-
-    y, vjp, moved = jax.vjp(run, params, x, has_aux=True)
-    return y, moved, *vjp(jax.tree.map(lambda d, y: d.astype(y.dtype), d_y, y))
-
-
-def assert_close(ours, theirs, tolerance=2e-5):
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        scale = np.max(np.abs(b)) + 1e-3
-        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance)
+    return derivatives_of(Before(how, **options), x, d_y)
 
 
 @pytest.mark.parametrize("how", [PLAIN, KERNELS])
@@ -92,34 +78,11 @@ def test_channels_that_are_filled_up():
 
 
 def test_axis_name_takes_statistics_over_devices():
-    x, d_y = channels(), cotangent()
-    y, moved, d_params, d_x = derivatives(LAYERS, x, d_y)
-    split = jax.tree.map(lambda array: array.reshape(4, 2, *array.shape[1:]), (x, d_y))
-    shared = jax.pmap(
-        lambda x, d_y: derivatives(PLAIN, x, d_y, axis_name="batch"), axis_name="batch"
-    )(*split)
-    assert_close(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), shared[0]), y)
-    assert_close(jax.tree.map(lambda leaf: leaf[3], shared[1]), moved)
-    assert_close(jax.tree.map(lambda leaf: jnp.sum(leaf, 0), shared[2]), d_params)
-    assert_close(shared[3].reshape(x.shape), d_x)
+    check_statistics_over_devices(functools.partial(derivatives, PLAIN), channels(), cotangent())
 
 
 def test_parameters_that_all_devices_share():
-    """In a `shard_map` that checks types, their gradients are summed over the devices."""
-    x, d_y = channels(), cotangent()
-    graphdef, params, statistics = nnx.split(Before(PLAIN, group_images=2), nnx.Param, ...)
-
-    def gradients(params, x, d_y):
-        def loss(params):
-            maps = nnx.merge(graphdef, params, statistics, copy=True)(x)
-            return sum(jnp.sum(a * b) for a, b in zip(maps, d_y, strict=True))
-
-        return jax.grad(loss)(params)
-
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("batch",))
-    specs = (jax.P(), jax.P("batch"), jax.P("batch"))
-    on_four = jax.jit(jax.shard_map(gradients, mesh=mesh, in_specs=specs, out_specs=jax.P()))
-    assert_close(on_four(params, x, d_y), jax.jit(gradients)(params, x, d_y))
+    check_shared_parameters(Before(PLAIN, group_images=2), channels(), cotangent())
 
 
 @functools.cache

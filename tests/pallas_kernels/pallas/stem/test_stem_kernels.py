@@ -119,10 +119,11 @@ def test_no_spills(gpu, name, dtype):
 
 
 @pytest.mark.parametrize(("bug", "code"), [(False, 0), (True, 1)])
-def test_compiled_kernels_executed(bug, code):
+@pytest.mark.parametrize("problem", ["ghost", "odd"])  # of the stem, and of the projections
+def test_compiled_kernels_executed(problem, bug, code):
     command = [
         sys.executable, "-m", "tests.pallas_kernels.pallas.stem.emulate_stem",
-        "--problems=ghost", "--arch=9.0", "--dtypes=bfloat16",
+        f"--problems={problem}", "--arch=9.0", "--dtypes=bfloat16",
     ]  # fmt: skip
     if bug:
         command.append("--plant-bug")
