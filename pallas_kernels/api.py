@@ -48,6 +48,8 @@ from pallas_kernels.spec import (
     Residuals,
     Similarity,
     Spec,
+    backward_shapes,
+    forward_shapes,
 )
 from pallas_kernels.validation import check_inputs, make_spec
 
@@ -266,6 +268,10 @@ _with_own_gradient.defvjp(_forward, _backward)
 
 Pass = Literal["forward", "backward"]
 
+# Otherwise `xla` would be traced for the shapes of results in every program with `native`: that is
+# a third of the time that the tracing of a training step takes.
+SHAPES: dict[Pass, PyTreeFunction] = {"forward": forward_shapes, "backward": backward_shapes}
+
 
 # Both functions are cached because JAX shares traced programs by the identity of the function. So
 # all layers of one shape are traced and lowered once.
@@ -278,7 +284,8 @@ def _switched(direction: Pass, spec: Spec, choice: Choice) -> PyTreeFunction:
     }
     not_exported = [platform for platform, name in choice.by_platform if name in NOT_EXPORTED]
     default = _jitted(direction, spec, choice.default, choice.capability)
-    return by_platform(default, not_exported=not_exported, **platforms)
+    shapes = functools.partial(SHAPES[direction], spec)
+    return by_platform(default, shapes=shapes, not_exported=not_exported, **platforms)
 
 
 @functools.cache

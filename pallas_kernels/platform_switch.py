@@ -121,12 +121,18 @@ def gpu_obstacle() -> str | None:
 
 
 def by_platform(
-    default: PyTreeFunction, *, not_exported: Sequence[str] = (), **platforms: PyTreeFunction
+    default: PyTreeFunction,
+    *,
+    shapes: PyTreeFunction | None = None,
+    not_exported: Sequence[str] = (),
+    **platforms: PyTreeFunction,
 ) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
 
     Args:
-      default: takes and returns pytrees of arrays. It also defines the shapes of the results.
+      default: takes and returns pytrees of arrays.
+      shapes: returns any arrays of the shapes and dtypes of the results, in place of `default`,
+        which is otherwise traced for them even where another function runs.
       not_exported: platforms whose function is for this machine alone. A program that is exported
         (`jax.export`) has the default there.
       **platforms: "cpu" or "cuda" to a function of the same signature and results. JAX compares
@@ -136,22 +142,25 @@ def by_platform(
       A function of the same signature. It works under jit, vmap, pmap, shard_map and jax.export.
       It has no derivative rule: it belongs inside a custom_vjp.
     """
+    like = shapes or default
 
     @functools.cache  # calls of one structure share the functions, and so the traced program
-    def flattened(structure: Any) -> tuple[FlatFunction, Choices]:
+    def flattened(structure: Any) -> dict[str, Any]:
         choices = {name: _flattened(f, structure) for name, f in sorted(platforms.items())}
-        return _flattened(default, structure), tuple(choices.items())
+        plain = _flattened(default, structure)
+        return {
+            "default": plain,
+            "shapes": plain if shapes is None else _flattened(shapes, structure),
+            "choices": tuple(choices.items()),
+        }
 
     def call(*arguments: Any) -> Any:
         if _plain_only.get():
             return default(*arguments)
         arrays, structure = jax.tree.flatten(arguments)
         plain = jax.tree.map(lambda x: _plain(jax.typeof(x)), arguments)
-        results = jax.tree.structure(jax.eval_shape(default, *plain))
-        flat_default, choices = flattened(structure)
-        out = _switch.bind(
-            *arrays, default=flat_default, choices=choices, not_exported=tuple(not_exported)
-        )
+        results = jax.tree.structure(jax.eval_shape(like, *plain))
+        out = _switch.bind(*arrays, **flattened(structure), not_exported=tuple(not_exported))
         return jax.tree.unflatten(results, out)
 
     return call
@@ -180,13 +189,13 @@ def _flattened(function: PyTreeFunction, structure: Any) -> FlatFunction:
     return flat
 
 
-def _abstract(*avals: Any, default: FlatFunction, **others: Any) -> Any:
+def _abstract(*avals: Any, shapes: FlatFunction, **others: Any) -> Any:
     del others
     # shard_map types each array by the mesh axes along which devices may hold different values.
     # The function does not see these types. A result may differ where any argument does.
     axes = _varying(avals)
     kind = avals[0].manual_axis_type.update(varying=axes) if axes else None
-    results = jax.make_jaxpr(default)(*(_plain(x) for x in avals)).out_avals
+    results = jax.make_jaxpr(shapes)(*(_plain(x) for x in avals)).out_avals
     return [_on_mesh(x, avals[0]).update_manual_axis_type(kind) if kind else x for x in results]
 
 
@@ -216,12 +225,18 @@ def _batch(
     axes: Any,
     *,
     default: FlatFunction,
+    shapes: FlatFunction,
     choices: Choices,
     not_exported: tuple[str, ...],
 ) -> Any:
-    mapped = tuple((name, jax.vmap(function, in_axes=axes)) for name, function in choices)
-    default = jax.vmap(default, in_axes=axes)
-    out = _switch.bind(*arrays, default=default, choices=mapped, not_exported=not_exported)
+    mapped = functools.partial(jax.vmap, in_axes=axes)
+    out = _switch.bind(
+        *arrays,
+        default=mapped(default),
+        shapes=mapped(shapes),
+        choices=tuple((name, mapped(function)) for name, function in choices),
+        not_exported=not_exported,
+    )
     return out, [0] * len(out)
 
 
@@ -230,9 +245,11 @@ def _lower(platform: str | None) -> Callable[..., Any]:
         ctx: Any,
         *arrays: Any,
         default: FlatFunction,
+        shapes: FlatFunction,
         choices: Choices,
         not_exported: tuple[str, ...],
     ) -> Any:
+        del shapes
         function = default
         if platform is not None:  # nested primitives see this platform alone
             exports = ctx.module_context.lowering_parameters.for_export

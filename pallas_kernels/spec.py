@@ -134,6 +134,22 @@ def compute_dtype(*arrays: jax.Array | None) -> jnp.dtype:
     return functools.reduce(jnp.promote_types, dtypes, jnp.dtype(jnp.float32))
 
 
+def forward_shapes(spec: Spec, inputs: Inputs) -> tuple[jax.Array, Normalizer | None]:
+    """Zeros of the shapes and dtypes of an implementation's `forward`."""
+    pixels, channels = inputs.query.shape[:3], inputs.value.shape[-1]
+    out = jnp.zeros((*pixels, channels), inputs.value.dtype)
+    if spec.normalization == "none":
+        return out, None
+    number = jnp.zeros(inputs.query.shape[:4], compute_dtype(*inputs))
+    return out, Normalizer(number, number)
+
+
+def backward_shapes(spec: Spec, residuals: Residuals, d_out: jax.Array) -> Inputs:
+    """Zeros of the shapes and dtypes of an implementation's `backward`."""
+    del spec, d_out
+    return jax.tree.map(jnp.zeros_like, residuals.inputs)
+
+
 class Implementation(Protocol):
     """The face of an implementation: a module with these four functions and a description."""
 

@@ -14,7 +14,14 @@ import functools
 import jax
 
 from pallas_kernels.platform_switch import PyTreeFunction, by_platform
-from pallas_kernels.spec import Inputs, Normalizer, Residuals, Spec
+from pallas_kernels.spec import (
+    Inputs,
+    Normalizer,
+    Residuals,
+    Spec,
+    backward_shapes,
+    forward_shapes,
+)
 from pallas_kernels.xla import backward_pass, forward_pass
 from pallas_kernels.xla.stages import Plan
 
@@ -56,7 +63,8 @@ def _forward(spec: Spec) -> PyTreeFunction:
     def with_plan(plan: Plan) -> PyTreeFunction:
         return jax.jit(functools.partial(forward_pass.run, plan, spec))
 
-    return by_platform(default=with_plan(DEFAULT), cpu=with_plan(CPU_FORWARD))
+    shapes = functools.partial(forward_shapes, spec)
+    return by_platform(with_plan(DEFAULT), shapes=shapes, cpu=with_plan(CPU_FORWARD))
 
 
 @functools.cache
@@ -64,4 +72,5 @@ def _backward(spec: Spec) -> PyTreeFunction:
     def with_plan(plan: Plan) -> PyTreeFunction:
         return jax.jit(functools.partial(backward_pass.run, plan, spec))
 
-    return by_platform(default=with_plan(DEFAULT), cpu=with_plan(CPU_BACKWARD))
+    shapes = functools.partial(backward_shapes, spec)
+    return by_platform(with_plan(DEFAULT), shapes=shapes, cpu=with_plan(CPU_BACKWARD))

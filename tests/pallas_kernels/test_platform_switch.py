@@ -147,6 +147,23 @@ def never_but_shapes():
     return lambda x, y: (unlowerable.bind(x + y), jnp.sum(x))
 
 
+def test_shapes_stand_for_a_default_that_is_not_needed():
+    """It is then traced for no platform but its own, under vmap and in custom rules too."""
+    switch = by_platform(never, shapes=default, cpu=on_cpu)
+    assert_is_cpu(jax.jit(switch)(X, Y))
+    mapped = jax.jit(jax.vmap(switch, in_axes=(0, None)))(jnp.stack([X, X]), Y)
+    np.testing.assert_array_equal(mapped[0], jnp.stack([X + Y, X + Y]))
+    np.testing.assert_array_equal(mapped[1], [15.0, 15.0])
+    mapped = jax.jit(jax.vmap(switch, in_axes=(None, 0)))(X, jnp.stack([Y, 2 * Y]))
+    np.testing.assert_array_equal(mapped[1], [15.0, 15.0])  # zeros know of no mapped axis
+
+
+def test_shapes_are_not_those_of_a_default():
+    """The default runs on the platforms that have nothing else."""
+    switch = by_platform(default, shapes=on_cpu, cuda=never)
+    np.testing.assert_array_equal(jax.jit(switch)(X, Y)[0], X - Y)
+
+
 def test_exported_artifact_is_restored():
     pytest.importorskip("flatbuffers", reason="jax.export needs flatbuffers to serialise")
     both = exported(by_platform(default=default, cpu=on_cpu, cuda=on_cuda))
