@@ -29,9 +29,8 @@ LR-Net-50 77.3, ResNet-101 77.9, LR-Net-101 78.5. Neither family has been run he
 import dataclasses
 from typing import Any
 
-from experiments.config import Config, Data, Optim, Train, recipe
+from experiments.config import Config, Data, Optim, Train, recipe, remat_on_gpu
 from lrnet_jax import get_variant
-from lrnet_jax.variant import Remat
 
 _NETWORKS = (
     "lrnet18", "lrnet26", "lrnet50", "lrnet101",
@@ -49,11 +48,9 @@ def gpu_model(network: str, **fields: Any) -> dict[str, Any]:
       network: a network of the zoo.
       **fields: those that the recipe changes besides.
     """
-    variant = dataclasses.replace(get_variant(network), **fields)
-    # Of the choices within 1.3 times the memory of a ResNet, the fastest.
-    local = variant.operator == "local_relation" and variant.scope == "local"
-    remat: Remat = "blocks" if local and not variant.non_local_blocks else "none"
-    return {"dtype": "bfloat16", "batch_norm_images": 64, "remat": remat, **fields}
+    given = {"dtype": "bfloat16", "batch_norm_images": 64, **fields}
+    variant = dataclasses.replace(get_variant(network), **given)
+    return {"remat": remat_on_gpu(variant), **given}
 
 
 CONFIGS: tuple[Config, ...] = tuple(

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import lrnet_jax
-from experiments.config import SECTIONS, Config, ConfigError, flatten
+from experiments.config import SECTIONS, Config, ConfigError, flatten, remat_on_gpu
 
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
@@ -169,15 +169,22 @@ def _fields(node: Any) -> list[str]:
 
 
 def _change_network(config: Config, network: str) -> Config:
-    """Another network of the zoo, with the recipe's own changes kept."""
+    """Another network of the zoo, with the recipe's own changes kept.
+
+    `remat` is no such change where the network decided it: in a recipe for GPUs, which computes in
+    bfloat16. There the other network gets its own.
+    """
     before = lrnet_jax.get_variant(config.network)
     changed = {
         name: getattr(config.model, name)
         for name in _fields(before)
         if getattr(config.model, name) != getattr(before, name)
     }
+    decided = config.model.dtype == "bfloat16" and config.model.remat == remat_on_gpu(config.model)
     try:
         variant = dataclasses.replace(lrnet_jax.get_variant(network), **changed)
+        if decided:
+            variant = dataclasses.replace(variant, remat=remat_on_gpu(variant))
         return dataclasses.replace(config, network=network, model=variant)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.network={network}: {error}") from error

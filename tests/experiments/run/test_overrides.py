@@ -117,8 +117,33 @@ def test_only_the_outcome_of_several_changes_is_checked():
 def test_another_network_keeps_the_recipes_own_changes():
     config = override(RECIPES["lrnet50"], "network", "resnet26")
     assert config.model == dataclasses.replace(
-        lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64, remat="blocks"
+        lrnet_jax.get_variant("resnet26"), dtype="bfloat16", batch_norm_images=64
     )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "remat"),
+    [
+        ("lrnet50", {"network": "resnet26"}, "none"),
+        ("lrnet50", {"network": "lrnet26_nl"}, "none"),
+        ("lrnet50", {"network": "lrnet26"}, "blocks"),
+        ("resnet50", {"network": "lrnet101"}, "blocks"),
+        ("finetune", {"network": "resnet50"}, "none"),
+        # What is typed counts.
+        ("lrnet50", {"network": "resnet26", "model.remat": "blocks"}, "blocks"),
+        ("resnet50", {"model.remat": "stem", "network": "lrnet50"}, "stem"),
+        # Recipes for CPUs keep all.
+        ("quickstart", {"network": "resnet_small"}, "none"),
+        ("quickstart", {"network": "lrnet26"}, "none"),
+    ],
+)
+def test_what_is_computed_again_follows_the_network_that_is_named_at_last(recipe, changes, remat):
+    assert override_all(RECIPES[recipe], list(changes.items())).model.remat == remat
+
+
+def test_a_choice_of_ones_own_stays_with_another_network():
+    config = override(RECIPES["lrnet50"], "model.remat", "stem")
+    assert override(config, "network", "lrnet26").model.remat == "stem"
 
 
 def test_what_differs_is_listed_as_it_would_be_typed():
