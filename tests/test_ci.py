@@ -9,8 +9,15 @@ import pytest
 SCRIPT = pathlib.Path(__file__).parent.parent / ".ci" / "run"
 MAKE = """#!/bin/sh
 echo "make $* with $("$PYTHON") in $VENV"
-mkdir -p $VENV/bin && cp "$(command -v "$PYTHON")" $VENV/bin/python
-[ "$1" != "$FAILING" ]
+mkdir -p $VENV/bin && ( [ -e $VENV/bin/python ] || cp "$(command -v "$PYTHON")" $VENV/bin/python )
+echo "in $PWD with ${JOBS:-2} jobs"
+if [ "$1" = docs ] && [ "$SLOW" ]; then
+  echo $$ > "$SLOW"
+  exec sleep 60
+fi
+[ "$1" != "$FAILING" ] && exit
+while [ "$SLOW" ] && ! [ -s "$SLOW" ]; do sleep 0.05; done
+exit 1
 """
 # Answers what the script asks, else prints its name.
 PYTHON = """#!/bin/sh
@@ -21,8 +28,11 @@ case "$*" in
 esac
 """
 FULL = [
-    "env", "lint", "test", "test-isa ISA=SSE4_2", "test-slow", "docs", "sanitize PROBLEMS=100",
-    "test-flax", "test-prepare", "test-onnx", "test-wheel", "test-compiled PTXSIM=../shared",
+    "env", "lint", "test", "test-isa ISA=SSE4_2", "test-slow", "test-flax",
+    "test-compiled PTXSIM=../shared",
+]  # fmt: skip
+ONE_PROCESS = [
+    "docs", "sanitize PROBLEMS=100", "test-prepare", "test-onnx", "test-wheel", "inspect",
 ]  # fmt: skip
 
 
@@ -31,6 +41,7 @@ def ci(tmp_path):
     """Runs the script where only some Pythons are installed: (exit code, lines)."""
     (tmp_path / "tree" / ".ci").mkdir(parents=True)
     shutil.copy(SCRIPT, tmp_path / "tree" / ".ci" / "run")
+    subprocess.run(["git", "init", "-q", str(tmp_path / "tree")], check=True)
     programs = tmp_path / "bin"
     programs.mkdir()
 
@@ -39,7 +50,7 @@ def ci(tmp_path):
         path.write_text(text)
         path.chmod(0o755)
 
-    def run(*arguments, named=(), pyenv=(), failing="", python=None):
+    def run(*arguments, named=(), pyenv=(), failing="", slow="", python=None):
         program(programs / "make", MAKE)
         program(programs / "python3", "#!/bin/sh\nexit 127\n")
         for version in named:
@@ -51,12 +62,14 @@ def ci(tmp_path):
             ["bash", str(tmp_path / "tree" / ".ci" / "run"), *arguments],
             env={
                 "PATH": str(programs), "HOME": str(tmp_path / "home"), "FAILING": failing,
+                "SLOW": str(slow),
             } | ({"PYTHON": python} if python else {}), capture_output=True, text=True,
         )  # fmt: skip
         return done.returncode, done.stdout.splitlines() + done.stderr.splitlines()
 
     # Nothing but these: the machine's own Pythons must not be found.
-    for tool in ("bash", "cat", "cp", "dirname", "mkdir", "mktemp", "rm", "sh"):
+    tools = ("bash", "cat", "cp", "dirname", "git", "mkdir", "mktemp", "rm", "sh", "sleep", "tar")
+    for tool in tools:
         (programs / tool).symlink_to(shutil.which(tool))
     return run
 
@@ -74,7 +87,11 @@ def targets(lines, version, venv):
 def test_all_legs(ci):
     code, lines = ci(named=["3.12"], pyenv=["3.11", "3.13"])
     assert code == 0
-    assert targets(lines, "3.12", ".venv") == FULL
+    made = targets(lines, "3.12", ".venv")
+    # What runs beside is printed as one, where it is awaited.
+    at = made.index(ONE_PROCESS[0])
+    assert made[at : at + len(ONE_PROCESS)] == ONE_PROCESS
+    assert made[:at] + made[at + len(ONE_PROCESS) :] == FULL
     assert targets(lines, "3.11", ".venv-quick") == ["env", "test-fast"]
     assert targets(lines, "3.13", ".venv-next") == ["env", "test-wheel"]
     assert any("python3.13 -m experiments.train --config=quickstart" in line for line in lines)
@@ -89,8 +106,8 @@ def test_one_python_runs_everything(ci, version):
     code, lines = ci(named=[version])
     other = {"3.11": "3.12", "3.12": "3.11"}[version]
     assert code == 0
-    assert targets(lines, version, ".venv") == FULL
-    assert len([line for line in lines if line.startswith("make ")]) == len(FULL)
+    assert sorted(targets(lines, version, ".venv")) == sorted(FULL + ONE_PROCESS)
+    assert len([line for line in lines if line.startswith("make ")]) == len(FULL + ONE_PROCESS)
     assert lines[-3:] == [
         f"full: passed on Python {version}",
         f"quick: NOT RUN, THERE IS NO PYTHON {other} ON THIS MACHINE",
@@ -104,12 +121,41 @@ def test_no_python(ci):
     assert lines[-1] == "NO PYTHON of 3.12 3.11 3.13 ON THIS MACHINE"
 
 
-@pytest.mark.parametrize("failing", ["lint", "test-slow", "test-wheel"])
+@pytest.mark.parametrize("failing", ["lint", "test-slow", "docs", "test-wheel"])
 def test_a_failure_ends_it(ci, failing):
     code, lines = ci(named=["3.11", "3.12"], failing=failing)
     assert code != 0
     assert not [line for line in lines if line.startswith("full: passed")]
     assert targets(lines, "3.12", ".venv")[-1] == failing
+
+
+def test_a_failure_of_another_leg_ends_it(ci):
+    code, lines = ci(named=["3.11", "3.12"], failing="test-fast")
+    assert code != 0
+    assert targets(lines, "3.11", ".venv-quick")[-1] == "test-fast"
+    assert not [line for line in lines if "passed on" in line]
+
+
+def test_other_legs_run_in_copies_with_one_job(ci, tmp_path):
+    _, lines = ci(named=["3.12", "3.11"])
+    places = [
+        lines[i + 1].split()[1::2]
+        for version, venv in (("3.12", ".venv"), ("3.11", ".venv-quick"))
+        for i, line in enumerate(lines)
+        if line.startswith("make env ") and line.endswith(f"python{version}  in {venv}")
+    ]
+    (full, _), (quick, _) = places
+    assert full == str(tmp_path / "tree")
+    assert quick != full
+    assert not pathlib.Path(quick).exists()  # deleted at the end
+
+
+def test_what_runs_beside_ends_with_a_failure(ci, tmp_path):
+    """The foreground fails while `docs` still runs: no process stays behind."""
+    pid = tmp_path / "pid"
+    code, _ = ci(named=["3.12"], failing="test", slow=pid)
+    assert code != 0
+    assert not pathlib.Path(f"/proc/{int(pid.read_text())}/exe").exists()
 
 
 def test_a_single_leg(ci):
