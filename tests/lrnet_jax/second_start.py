@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu PYTHONPATH=build/cuda python -m tests.lrnet_jax.second_start
         [--network=lrnet50] [--kernel_size=7] [--image_size=224] [--batch_size=128]
-        [--capability=90]
+        [--capability=90] [--remat=none]
 
 Triton compiles while a program is lowered. The first process starts on an empty folder of kept
 kernels, the second one on what the first has left. JAX has no Pallas-Triton in both: its module is
@@ -47,6 +47,7 @@ def lower(options: argparse.Namespace) -> dict[str, Any]:
       seconds
       kernels: numbers of the calls of a kernel that were traced, by its name
       compiled: how many of them were compiled
+      calls: how often the module calls a kernel, by the pass that calls it
       targets: numbers of the module's custom calls, by their targets
       results: number of arrays that the module returns
       state: number of arrays of the state of training
@@ -63,12 +64,14 @@ def lower(options: argparse.Namespace) -> dict[str, Any]:
     from pallas_kernels import pallas
     from pallas_kernels.jax_triton import kept, stack
     from pallas_kernels.platform_switch import compiling_for
+    from tests.pallas_kernels.lowered import kernel_calls
 
     variant = dataclasses.replace(
         lrnet_jax.get_variant(options.network),
         kernel_size=options.kernel_size,
         stem_kernel_size=options.kernel_size,
         dtype="bfloat16",
+        remat=options.remat,
     )
     _, step, state = make_training_step(variant)
     side, numbers = options.image_size, jax.ShapeDtypeStruct((1, options.batch_size), jnp.int32)
@@ -90,6 +93,7 @@ def lower(options: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "kernels": collections.Counter(call.name for call, _ in calls),
         "compiled": len(compiled),
+        "calls": kernel_calls(text),
         "targets": collections.Counter(re.findall(r"custom_call @([\w$.]+)", text)),
         "results": results.count("tensor<"),
         "state": len(jax.tree.leaves(state)),
@@ -106,6 +110,7 @@ def main() -> None:
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--capability", type=int, default=90)
+    parser.add_argument("--remat", default="none")
     parser.add_argument("--folder", help="of kept kernels, of a process that starts by itself")
     options = parser.parse_args()
     if options.folder:

@@ -3,6 +3,7 @@
 import pytest
 
 from pallas_kernels.jax_triton import stack
+from pallas_kernels.tools.shapes import LAYERS
 from tests.lrnet_jax import second_start
 
 SMALL = {"network": "lrnet26", "kernel_size": 3, "image_size": 32, "batch_size": 2}
@@ -10,10 +11,20 @@ KERNELS = ("forward", "backward_query", "backward_key")
 
 
 @pytest.fixture(scope="module")
-def starts(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kernels")
+
+
+@pytest.fixture(scope="module")
+def starts(folder):
     """What two processes say that lower the training step of LR-Net-26, one after the other."""
-    folder = tmp_path_factory.mktemp("kernels")
     return [second_start.start(folder, **SMALL, capability=80) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def recomputing(folder, starts):
+    """What a third process says of the step of a network that computes its blocks again."""
+    return second_start.start(folder, **SMALL, capability=80, remat="blocks")
 
 
 @pytest.mark.skipif(stack.missing() is not None, reason=str(stack.missing()))
@@ -39,3 +50,14 @@ class TestStep:
         assert (first["compiled"], second["compiled"]) == (24, 0)
         assert second["kernels"] == first["kernels"]
         assert second["module"] == first["module"]
+
+    def test_each_layer_runs_its_three_kernels_once(self, starts):
+        """One kernel in the forward pass, and those of queries and keys in the backward pass."""
+        layers = sum(LAYERS["lrnet26"].values())
+        assert starts[0]["calls"] == {"forward": layers, "backward": 2 * layers}
+
+    def test_a_network_that_computes_blocks_again_runs_no_kernel_again(self, starts, recomputing):
+        """It keeps the results of local relations, and computes again what is around them."""
+        assert recomputing["module"] != starts[0]["module"]
+        assert recomputing["calls"] == starts[0]["calls"]
+        assert recomputing["compiled"] == 0

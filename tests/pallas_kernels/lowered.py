@@ -12,7 +12,11 @@ def kernel_calls(text):
     Args:
       text: of a module that was lowered for CUDA.
     """
-    bodies = dict(re.findall(r"func\.func \w+ @(\w+)(.*?)\n  }", text, re.DOTALL))
+    bodies = {}
+    for quoted, plain, body in re.findall(
+        r'func\.func \w+ @(?:"([^"]+)"|(\w+))(.*?)\n  }', text, re.DOTALL
+    ):
+        bodies[quoted or plain] = body
     found = collections.Counter()
 
     def visit(name, direction):
@@ -20,8 +24,9 @@ def kernel_calls(text):
         if plain in ("forward", "backward"):
             direction = plain
         found[direction] += len(re.findall(r"custom_call @triton_kernel_call", bodies[name]))
-        for callee in re.findall(r"\bcall @(\w+)", bodies[name]):
-            visit(callee, direction)
+        # A kept kernel is a function whose name, of an exported lambda, is in quotes.
+        for quoted, plain in re.findall(r'\bcall @(?:"([^"]+)"|(\w+))', bodies[name]):
+            visit(quoted or plain, direction)
 
     visit("main", "neither")
     return {name: number for name, number in found.items() if number}
