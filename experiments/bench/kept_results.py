@@ -71,6 +71,13 @@ class KeptResults:
         return result is not None and "error" not in result
 
 
+def _what_is_left(left: int, units: int) -> str:
+    if not units:
+        return "nothing to do on this machine"
+    kept = f", {units - left} kept from before (--again measures anew)" if left < units else ""
+    return f"{left} of {units} to do{kept}"
+
+
 def run_units(part: str, units: Iterable[Unit], kept: KeptResults, *, seconds: float) -> None:
     """Runs the units of a part that have no result yet, and prints a line of each.
 
@@ -79,7 +86,7 @@ def run_units(part: str, units: Iterable[Unit], kept: KeptResults, *, seconds: f
     """
     units = list(units)
     left = [unit for unit in units if not kept.has(part, unit.key)]
-    print(f"\n{part}: {len(left)} of {len(units)} to do", flush=True)
+    print(f"\n{part}: {_what_is_left(len(left), len(units))}", flush=True)
     start = time.monotonic()
     for n, unit in enumerate(left):
         if time.monotonic() - start > seconds:

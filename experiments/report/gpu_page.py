@@ -62,7 +62,8 @@ def page(results: Results, picture: str | None) -> str:
       picture: the line below the times of the layers, with their picture, if there is one.
     """
     machine = results.get("environment", {}).get("machine", {})
-    lines = [f"# {machine.get('device', 'GPU')}", ""]
+    title = "A trial without a GPU" if machine.get("no GPU") else machine.get("device", "GPU")
+    lines = [f"# {title}", ""]
     lines += [
         "`python -m experiments.gpu_report` wrote this page. Figures are medians of runs in turn.",
         "",

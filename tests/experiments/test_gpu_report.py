@@ -148,4 +148,6 @@ def test_a_trial_without_a_gpu(tmp_path):
     assert run([f"--out={tmp_path}"]) == 0
     results = json.loads((tmp_path / "no-gpu.json").read_text())
     assert set(results) == set(PARTS) - {"sanitizer", "tune"}
-    assert "**There was no GPU" in (tmp_path / "no-gpu.md").read_text()
+    page = (tmp_path / "no-gpu.md").read_text()
+    assert page.startswith("# A trial without a GPU\n")
+    assert "**There was no GPU" in page

@@ -34,6 +34,21 @@ def test_what_is_there_is_not_measured_again(tmp_path):
     assert not kept.has("kernels", "a")
 
 
+@pytest.mark.parametrize(
+    ("units", "line"),
+    [
+        ("", "steps: nothing to do on this machine"),
+        ("bc", "steps: 2 of 2 to do"),
+        ("ab", "steps: 1 of 2 to do, 1 kept from before (--again measures anew)"),
+    ],
+)
+def test_the_first_line_says_what_is_left(tmp_path, capsys, units, line):
+    kept = KeptResults.read(tmp_path / "x.json")
+    kept.keep("steps", "a", {"summary": "a"})
+    run_units("steps", [Unit(name, dict) for name in units], kept, seconds=60)
+    assert capsys.readouterr().out.splitlines()[1] == line
+
+
 def test_no_unit_starts_after_the_time_is_over(tmp_path, capsys):
     units = [Unit(name, dict) for name in "ab"]
     run_units("steps", units, KeptResults.read(tmp_path / "x.json"), seconds=-1)
