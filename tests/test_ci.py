@@ -32,7 +32,7 @@ FULL = [
     "test-compiled PTXSIM=../shared",
 ]  # fmt: skip
 ONE_PROCESS = [
-    "docs", "sanitize PROBLEMS=100", "test-prepare", "test-onnx", "test-wheel", "inspect",
+    "sanitize PROBLEMS=100", "test-prepare", "test-wheel", "inspect", "docs", "test-onnx",
 ]  # fmt: skip
 
 
@@ -153,7 +153,7 @@ def test_other_legs_run_in_copies_with_one_job(ci, tmp_path):
 def test_what_runs_beside_ends_with_a_failure(ci, tmp_path):
     """The foreground fails while `docs` still runs: no process stays behind."""
     pid = tmp_path / "pid"
-    code, _ = ci(named=["3.12"], failing="test", slow=pid)
+    code, _ = ci(named=["3.12"], failing="test-slow", slow=pid)
     assert code != 0
     assert not pathlib.Path(f"/proc/{int(pid.read_text())}/exe").exists()
 
