@@ -77,7 +77,7 @@ def environment(setting: Setting) -> list[Unit]:
 
 
 def _describe_machine(setting: Setting) -> Result:
-    shape = SHAPES["lrnet50/res2"].with_batch(setting.batch_size)
+    shape = SHAPES["lrnet50/res2"].as_run("bfloat16").with_batch(setting.batch_size)
     support = implementations(*shape.abstract_inputs("bfloat16"), **shape.options)
     return {
         "device": jax.devices()[0].device_kind,
@@ -173,12 +173,17 @@ def tune(setting: Setting) -> list[Unit]:
     """Measures the tiles of each implementation's kernels, and keeps the fastest."""
     if setting.interpret:
         return []
-    shapes = [shape.with_batch(setting.batch_size) for shape in benchmark.select(",".join(TIMED))]
     return [
         Unit(f"{shape.name} {kernel}", functools.partial(_tune, shape, kernel))
-        for shape in shapes
+        for shape in _timed(setting)
         for kernel in setting.kernels(shape, "bfloat16")
     ]
+
+
+def _timed(setting: Setting) -> list[Shape]:
+    """The problems of `TIMED`, as the networks run them in bfloat16."""
+    shapes = benchmark.select(",".join(TIMED))
+    return [shape.as_run("bfloat16").with_batch(setting.batch_size) for shape in shapes]
 
 
 def _tune(shape: Shape, kernel: str) -> Result:
@@ -193,8 +198,7 @@ def kernels(setting: Setting) -> list[Unit]:
     if setting.interpret:
         shapes = [SHAPES[name] for name in INTERPRETED]
     else:
-        names = ",".join(TIMED)
-        shapes = [shape.with_batch(setting.batch_size) for shape in benchmark.select(names)]
+        shapes = _timed(setting)
     dtype = "float32" if setting.interpret else "bfloat16"
     return [
         hardware,

@@ -7,9 +7,11 @@ Every instruction of the program that becomes a kernel costs the larger of
 * arithmetic: operations of matrix products and convolutions at `MATRIX_SHARE` of the data sheet's
   rate for dense bfloat16, or `FLOAT_SHARE` of that for TF32.
 * our kernels: their issue slots, `SLOTS` for each tap of the window as counted in the machine code
-  for an H100 at res2 (docs/gpu_kernels.md), on four schedulers per SM. With 64 lanes instead of
-  128, arithmetic takes two slots. For the kernels of the stem and those before the relation of a
-  block, `STEM_SLOTS` and `PROJECTION_SLOTS` for each channel of each pixel.
+  at res2 (docs/gpu_kernels.md), on four schedulers per SM. With 64 lanes instead of 128, arithmetic
+  takes two slots. A sum of two float32 in one instruction takes one slot and keeps the lanes busy
+  for two, and the larger of slots and lanes counts. For the kernels of the stem and those before
+  the relation of a block, `STEM_SLOTS` and `PROJECTION_SLOTS` for each channel of each pixel, as
+  counted for an H100. They have no sums of two.
 
 Launches, tails and gaps cost nothing. cuDNN's workspace and choice of algorithm are left out.
 """
@@ -32,8 +34,17 @@ MATRIX_RATES = {
     (9, 0): (989e12, 495e12),
     (10, 0): (2250e12, 1125e12),
 }
-# Issue slots of a tap, and how many of them are arithmetic.
-SLOTS = {"forward": (16.1, 11.6), "backward_query": (18.7, 13.7), "backward_key": (25.9, 21.3)}
+# Issue slots of a tap, and how much arithmetic it is, where an instruction for two numbers counts
+# twice. For each compute capability: python -m pallas_kernels.tools.instruction_counts --gpu=b200
+SLOTS = {
+    (8, 0): {"forward": (15.7, 11.6), "backward_query": (18.2, 13.7), "backward_key": (25.4, 21.3)},
+    (9, 0): {"forward": (15.7, 11.6), "backward_query": (18.3, 13.7), "backward_key": (25.5, 21.3)},
+    (10, 0): {
+        "forward": (11.9, 11.6),
+        "backward_query": (15.4, 13.7),
+        "backward_key": (18.9, 21.3),
+    },
+}
 STEM_SLOTS = {"forward": (33.4, 9.4), "backward": (41.0, 13.8)}
 # At the first block of res3, where filled-up channels and columns cost most.
 PROJECTION_SLOTS = {"forward": (35.9, 6.4), "sums": (45.0, 5.1), "gradient": (27.0, 3.8)}
@@ -207,7 +218,8 @@ class _Model:
 
     def _issue_seconds(self, count: float, slots: float, arithmetic: float) -> float:
         """Seconds of so many (tap, group, pixel) or the like, from issue slots of each."""
-        slots += arithmetic * (128 / self.gpu.lanes - 1)
+        busy = arithmetic * 128 / self.gpu.lanes
+        slots = max(slots - arithmetic + busy, busy)
         return count / 32 * slots / (self.gpu.cores * 4 * self.gpu.clock * 1e9)
 
     def _taps(self, instruction: Instruction, stage: str) -> tuple[float, float, float]:
@@ -220,7 +232,7 @@ class _Model:
         side = variant.stem_kernel_size if stage == "stem" else variant.kernel_size
         depth = 1 if stage == "stem" else variant.query_key_dim
         queries = self._operands(instruction)[0].elements / depth
-        return queries * side**2, *SLOTS[found[1]]
+        return queries * side**2, *SLOTS[self.gpu.capability][found[1]]
 
     def _stem_channels(self, instruction: Instruction) -> tuple[float, float, float]:
         [name] = _KERNEL_OF_STEM.findall(instruction.source)[-1:]

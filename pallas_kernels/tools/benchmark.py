@@ -223,7 +223,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = options.implementations.split(",") if options.implementations else None
     try:
-        shapes = [shape.with_batch(options.batch) for shape in select(options.shapes)]
+        shapes = [
+            shape.as_run(options.dtype).with_batch(options.batch)
+            for shape in select(options.shapes)
+        ]
         for shape in shapes:
             check_names(shape, names)
         if options.rounds < 2:

@@ -152,7 +152,7 @@ def _count(options: argparse.Namespace, gpu: Gpu, dtype: str) -> int:
     title, reports = f"{gpu.name}, batch {options.batch}, {dtype}", {}
     if options.table:
         print(f"{title}\n\n{TABLE}")
-    for shape in options.shape:
+    for shape in _as_run(options, dtype):
         if not options.table:
             print(f"{shape.name}: {title}")
         for name in options.kernels:
@@ -175,7 +175,7 @@ def _compare(options: argparse.Namespace, dtype: str) -> int:
     print(f"| shape | kernel | {' | '.join(gpu.name for gpu in options.gpu)} |")
     print("|" + " --- |" * (2 + len(options.gpu)), flush=True)
     faults = 0
-    for shape, name in itertools.product(options.shape, options.kernels):
+    for shape, name in itertools.product(_as_run(options, dtype), options.kernels):
         cells = [shape.name, name]
         for gpu in options.gpu:
             both = [
@@ -189,6 +189,10 @@ def _compare(options: argparse.Namespace, dtype: str) -> int:
     return faults
 
 
+def _as_run(options: argparse.Namespace, dtype: str) -> list[Shape]:
+    return [shape.as_run(dtype) for shape in options.shape]
+
+
 def _tile(options: argparse.Namespace) -> Tile | None:
     return Tile(options.strip) if options.strip else None
 
@@ -199,6 +203,7 @@ def _count_faults(options: argparse.Namespace) -> int:
     for gpu, dtype, shape, name in itertools.product(
         options.gpu, options.dtype, options.shape, options.kernels
     ):
+        shape = shape.as_run(dtype)
         found = report(gpu, shape, jnp.dtype(dtype), name, _tile(options), options.implementation)
         kernels += 1
         faulty += bool(found.faults)

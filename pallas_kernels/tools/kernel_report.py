@@ -20,7 +20,7 @@ from pallas_kernels.tools.sass import Code, Loop
 from pallas_kernels.tools.shapes import Shape
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "arithmetic": ("fma", "exp"),
+    "arithmetic": ("fma", "pair", "exp"),
     "widening, addresses": ("integer", "convert"),
     "loads, stores": ("global",),
     "control": ("compare", "move", "constant", "branch"),
@@ -74,7 +74,8 @@ class Report:
         largest = sorted(inner, key=lambda loop: loop.last - loop.first)[-len(self.use.cases) :]
 
         def arithmetic(loop: Loop) -> tuple[int, int]:
-            return self.code.classes(loop).get("fma", 0), loop.last - loop.first
+            classes = self.code.classes(loop)
+            return classes.get("fma", 0) + classes.get("pair", 0), loop.last - loop.first
 
         # Cases with more pairs of pixel and tap have more of it. Among equals, masks decide.
         order = sorted(range(len(self.use.cases)), key=lambda i: self.use.weights[i])
@@ -233,7 +234,7 @@ def bounds(gpu: Gpu, shape: Shape, dtype: Any, found: Report, name: str) -> Boun
     }[name]
     return Bounds(
         issue=found.average * taps / 32 / (4 * clocks),
-        fma=per_tap["fma"] * taps / (gpu.lanes * clocks),
+        fma=(per_tap["fma"] + 2 * per_tap.get("pair", 0)) * taps / (gpu.lanes * clocks),
         exp=per_tap["exp"] * taps / (16 * clocks),
         loads=per_tap["global"] * taps / 32 / clocks,
         dram=traffic / gpu.bandwidth * 1e6,

@@ -6,7 +6,8 @@ import re
 
 # Machine instructions by the unit that they keep busy.
 CLASSES = {
-    "fma": r"FFMA|FADD|FMUL|FFMA2|FADD2|FMUL2",
+    "fma": r"FFMA|FADD|FMUL",
+    "pair": r"FFMA2|FADD2|FMUL2",  # the same of two numbers
     "exp": r"MUFU",
     "compare": r"FSETP|FSEL|FMNMX|ISETP|PLOP3|SEL|FSET|ISET|P2R|R2P|VIMNMX|IMNMX|UISETP|USEL|"
     r"UPLOP3",

@@ -2,6 +2,11 @@
 
 `NETWORKS` holds every local relation of LR-Net-18, 26, 50 and 101 at 224x224 and of the ablations'
 width; `ODD` the options and sizes that the networks do not use.
+
+The channels are those of the parameters. In bfloat16 a network fills the channels inside a block up
+to multiples of 8, as cuBLAS needs them, and the local relation is given those. `Shape.as_run` is
+what counts where speed or tiles are measured. Numbers are compared with the channels as they are,
+where the last group is a partial one.
 """
 
 import dataclasses
@@ -29,6 +34,7 @@ class Shape:
       batch: B.
       depth: D, the length of each query and key.
       has_prior: False for a prior of None.
+      multiple: in bfloat16 the network fills C up to a multiple of it.
     """
 
     name: str
@@ -39,6 +45,7 @@ class Shape:
     batch: int = 1
     depth: int = 1
     has_prior: bool = True
+    multiple: int = 1
 
     @property
     def groups(self) -> int:
@@ -84,6 +91,11 @@ class Shape:
 
         return Inputs(array(self.query), array(self.key), array(self.value), array(self.prior))
 
+    def as_run(self, dtype: Any) -> "Shape":
+        """The problem that a network of this dtype gives to the operator."""
+        multiple = self.multiple if jnp.dtype(dtype) == jnp.bfloat16 else 1
+        return dataclasses.replace(self, channels=-(-self.channels // multiple) * multiple)
+
     def with_batch(self, batch: int) -> "Shape":
         """The same problem for another batch size."""
         return dataclasses.replace(self, batch=batch)
@@ -93,11 +105,11 @@ def _network(name: str, width: int) -> Iterable[Shape]:
     """res2 to res5 of a network of this width at res2; the first layer of res3 to res5 strides."""
     spec = Spec(kernel_size=(7, 7), channels_per_group=8)
     strided = dataclasses.replace(spec, stride=2)
-    yield Shape(f"{name}/res2", 56, 56, width, spec)
+    yield Shape(f"{name}/res2", 56, 56, width, spec, multiple=8)
     for stage, size in ((3, 28), (4, 14), (5, 7)):
         channels = width * 2 ** (stage - 2)
-        yield Shape(f"{name}/res{stage}_stride2", 2 * size, 2 * size, channels, strided)
-        yield Shape(f"{name}/res{stage}", size, size, channels, spec)
+        yield Shape(f"{name}/res{stage}_stride2", 2 * size, 2 * size, channels, strided, multiple=8)
+        yield Shape(f"{name}/res{stage}", size, size, channels, spec, multiple=8)
 
 
 NETWORKS: tuple[Shape, ...] = (

@@ -12,6 +12,8 @@ from experiments.bench.step_time import milliseconds, step_costs
 from lrnet_jax import Variant, get_variant
 from pallas_kernels.tools.cross_compilation import GPUS, missing
 from pallas_kernels.tools.empty_kernels import empty_kernels
+from pallas_kernels.tools.kernel_report import report
+from pallas_kernels.tools.shapes import SHAPES
 
 needs_compiler = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 H100 = GPUS["h100"]
@@ -47,8 +49,8 @@ ENTRY %main (x: f32[1000,64]) -> f32[64] {
 """  # noqa: E501
 
 
-def found():
-    costs = step_costs(parse(PROGRAM), Variant(), H100)
+def found(gpu=H100, program=PROGRAM):
+    costs = step_costs(parse(program), Variant(), gpu)
     names = "cut sum query kernel pixels stem project a b product images filter conv"
     return dict(zip(names.split(), costs, strict=True))
 
@@ -77,8 +79,8 @@ def test_arithmetic():
     assert costs["product"].seconds == pytest.approx(products)
     taps = 2 * 128 * 56 * 56 * 64 * 9 * 64 / (0.6 * 989e12)
     assert costs["conv"].seconds == pytest.approx(max(taps, costs["conv"].size / DRAM))
-    # 100 warps of queries, 49 taps each, 16.1 slots a tap, 132 SMs of 4 schedulers.
-    slots = 100 * 49 * 16.1 / (132 * 4 * 1.98e9)
+    # 100 warps of queries, 49 taps each, 15.7 slots a tap, 132 SMs of 4 schedulers.
+    slots = 100 * 49 * 15.7 / (132 * 4 * 1.98e9)
     assert costs["kernel"].seconds == pytest.approx(max(slots, costs["kernel"].size / DRAM))
     # Three channels of images and 64 of the map, 33.4 slots each.
     slots = 3200000 / 3 * 64 / 32 * 33.4 / (132 * 4 * 1.98e9)
@@ -88,6 +90,34 @@ def test_arithmetic():
     assert costs["project"].seconds == pytest.approx(max(slots, costs["project"].size / DRAM))
     sums = milliseconds(list(costs.values()), "kind")
     assert sum(sums.values()) == pytest.approx(1e3 * sum(c.seconds for c in costs.values()))
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name", "slots"),
+    [
+        ("a100", "forward", 15.7 + 11.6),  # 64 lanes: arithmetic takes two slots
+        ("h100", "backward_key", 25.5),
+        ("b200", "forward", 11.9),  # sums of two numbers take one slot
+        ("b200", "backward_key", 21.3),  # and two of the lanes, which are fully used here
+    ],
+)
+def test_issue_slots_of_each_gpu(gpu, name, slots):
+    program = PROGRAM.replace("local_relation_forward", f"local_relation_{name}")
+    program = program.replace("query = bf16[3200]", "query = bf16[32000000]")
+    gpu = GPUS[gpu]
+    seconds = 1e6 * 49 * slots / (gpu.cores * 4 * gpu.clock * 1e9)
+    assert found(gpu, program)["kernel"].seconds == pytest.approx(seconds)
+
+
+@needs_compiler
+@pytest.mark.parametrize("gpu", ["h100", "b200"])
+def test_slots_are_those_of_the_machine_code(gpu):
+    shape = SHAPES["lrnet50/res2"].as_run("bfloat16").with_batch(128)
+    counted = report(GPUS[gpu], shape, "bfloat16", "forward")
+    fma = counted.parts["arithmetic"] + counted.classes.get("pair", 0)
+    slots = step_time.SLOTS[GPUS[gpu].capability]["forward"]
+    assert slots == pytest.approx((counted.average, fma), abs=0.1)
+    assert ("pair" in counted.classes) == (gpu == "b200")
 
 
 @functools.cache

@@ -71,3 +71,13 @@ def test_command_line_errors(arguments, message, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("dtype", "channels"), [("bfloat16", 104), ("float32", 100)])
+def test_tiles_are_tuned_for_what_a_network_runs(dtype, channels, monkeypatch):
+    tuned = []
+    monkeypatch.setattr(benchmark, "tune", lambda shapes, *_, **options: tuned.extend(shapes))
+    monkeypatch.setattr(benchmark, "check_names", lambda shape, names: names)  # needs no GPU
+    arguments = f"--tune --implementations=pallas --shapes=lrnet50/res2 --dtype={dtype} --batch=8"
+    benchmark.main(arguments.split())
+    assert [(shape.channels, shape.batch) for shape in tuned] == [(channels, 8)]

@@ -1,12 +1,16 @@
 """The list of problem sizes: what the networks hold, and inputs that fit the operator."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from lrnet_jax import create_from_variant, get_variant
 from pallas_kernels import implementations, local_relation
-from pallas_kernels.tools.shapes import NETWORKS, ODD, SHAPES, make_cotangent, make_inputs
+from pallas_kernels.tools.shapes import LAYERS, NETWORKS, ODD, SHAPES, make_cotangent, make_inputs
 
 
 def test_names_are_unique():
@@ -26,6 +30,26 @@ def test_names_are_unique():
 def test_network_shapes(name, value, query):
     assert SHAPES[name].value == value
     assert SHAPES[name].query == query
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("network", ["lrnet26", "lrnet50"])
+def test_shapes_as_run_are_those_of_the_network(network, dtype, monkeypatch):
+    """What the layers of a training step give to the operator, traced at 224 x 224."""
+    given = set()
+
+    def recorded(query, key, value, prior=None, **options):
+        given.add((query.shape, key.shape, value.shape, options["stride"]))
+        options["implementation"] = "reference"
+        return local_relation(query, key, value, prior, **options)
+
+    monkeypatch.setattr("lrnet_jax.layers.local_relation.local_relation", recorded)
+    variant = dataclasses.replace(get_variant(network), dtype=dtype)
+    model = nnx.eval_shape(lambda: create_from_variant(variant, 5, nnx.Rngs(0)))
+    images = jax.ShapeDtypeStruct((1, 224, 224, 3), dtype)
+    nnx.eval_shape(lambda model, x: model(x), model, images)
+    shapes = [SHAPES[name].as_run(dtype) for name in LAYERS[network]]
+    assert given == {(s.query, s.key, s.value, s.spec.stride) for s in shapes}
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=lambda shape: shape.name)
