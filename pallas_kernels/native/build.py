@@ -64,8 +64,11 @@ def sources() -> str:
 
 def obstacle() -> str | None:
     """Why the library cannot be built here, with the mend; None if it can."""
-    if compiler() is None:
+    command = compiler()
+    if command is None:
         return "no C++ compiler found; install g++ or clang++, or name one in CXX"
+    if shutil.which(command[0]) is None:
+        return f"CXX names {command[0]}, which is not found; install it, or unset CXX"
     if headers() is None:
         return "no headers of jaxlib found; install jaxlib first"
     return None

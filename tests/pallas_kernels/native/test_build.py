@@ -55,6 +55,16 @@ def test_no_compiler_in_the_environment(monkeypatch):
     assert build.obstacle().startswith("no C++ compiler found; install")
 
 
+def test_a_compiler_that_is_not_there(monkeypatch, capsys):
+    """`CXX` may be set for another machine. An installation then goes on without the library."""
+    monkeypatch.setenv("CXX", "g++-1234 -m64")
+    with pytest.raises(SystemExit) as ended:
+        build.main()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("CXX names g++-1234, which is not found; install it, or unset CXX")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["here", "none"])
 def test_wheels(compiler, tmp_path):
