@@ -114,12 +114,14 @@ class Measurement(NamedTuple):
       ratio: median time relative to the first program.
       temp_bytes: temporary memory.
       compile_seconds: time to trace, lower and compile the program.
+      compile_cpu: processor time of that, all threads together.
     """
 
     timing: Timing
     ratio: float
     temp_bytes: int
     compile_seconds: float
+    compile_cpu: float
 
     def as_json(self) -> dict[str, float]:
         """All numbers by their names."""
@@ -128,6 +130,7 @@ class Measurement(NamedTuple):
             "ratio": self.ratio,
             "temp_bytes": self.temp_bytes,
             "compile_seconds": self.compile_seconds,
+            "compile_cpu": self.compile_cpu,
         }
 
 
@@ -142,7 +145,11 @@ def measure(programs: Mapping[str, Program], rounds: int) -> dict[str, Measureme
     first = next(iter(timings.values())).median
     return {
         name: Measurement(
-            timing, timing.median / first, programs[name].temp_bytes, programs[name].compile_seconds
+            timing,
+            timing.median / first,
+            programs[name].temp_bytes,
+            programs[name].compile_seconds,
+            programs[name].compile_cpu,
         )
         for name, timing in timings.items()
     }
@@ -152,7 +159,7 @@ def describe_measurements(title: str, measurements: Mapping[str, Measurement]) -
     """The measurements of one pass as lines of text."""
     columns = (
         f"{'median ms':>10s} {'quartiles':>15s} {'ratio':>6s} {'CPU ms':>8s} {'ratio':>6s} "
-        f"{'temp MiB':>9s} compile s"
+        f"{'temp MiB':>9s} compile s {'CPU s':>6s}"
     )
     first = next(iter(measurements.values())).timing.cpu or 1.0
     lines = [f"{title:12s} {columns}"]
@@ -162,6 +169,6 @@ def describe_measurements(title: str, measurements: Mapping[str, Measurement]) -
             f"{name:12s} {1e3 * time.median:10.1f} {1e3 * time.lower:7.1f}-{1e3 * time.upper:<7.1f}"
             f" {measured.ratio:6.2f} {1e3 * time.cpu:8.1f} {time.cpu / first:6.2f}"
             f" {measured.temp_bytes / 2**20:9.1f} "
-            f"{measured.compile_seconds:9.1f}"
+            f"{measured.compile_seconds:9.1f} {measured.compile_cpu:6.1f}"
         )
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from lrnet_jax.functional import Functional, Tree, Variables
 from lrnet_jax.training.accumulation import mean_over_parts
 from lrnet_jax.training.devices import AXIS, DeviceBatch
 from lrnet_jax.training.freezing import NOTHING, Frozen, join, keep_frozen, split_frozen
+from lrnet_jax.training.norm import global_norm
 from lrnet_jax.training.state import TrainState, average
 
 
@@ -124,7 +125,7 @@ class TrainStep:
         metrics = {
             "loss": means.loss,
             "accuracy": means.accuracy,
-            "gradient_norm": optax.tree.norm(means.params),
+            "gradient_norm": global_norm(means.params),
             "learning_rate": jnp.asarray(self.schedule(state.step), jnp.float32),
         }
         return new_state, metrics

@@ -84,23 +84,25 @@ class Program:
       run: calls it.
       temp_bytes: temporary memory while it runs, beyond arguments and results.
       compile_seconds: tracing, lowering and compiling.
+      compile_cpu: seconds that processors spent on that, all threads together.
     """
 
     run: Callable[[], Any]
     temp_bytes: int
     compile_seconds: float
+    compile_cpu: float
 
 
 def prepare(function: Callable[..., Any], *arguments: Any) -> Program:
     """Compiles a function for these arguments."""
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     # A new function, because jit would return the trace of an earlier call.
     compiled = jax.jit(lambda *args: function(*args)).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu_start
     memory = compiled.memory_analysis()
     if memory is None:
         raise RuntimeError(f"the {jax.default_backend()} backend does not report its memory")
-    return Program(lambda: compiled(*arguments), memory.temp_size_in_bytes, seconds)
+    return Program(lambda: compiled(*arguments), memory.temp_size_in_bytes, seconds, cpu)
 
 
 def machine() -> dict[str, str | int]:

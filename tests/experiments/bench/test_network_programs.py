@@ -22,6 +22,10 @@ def test_passes_are_measured_and_described():
     assert record["temp_bytes"] == programs["train_step"].temp_bytes > 0
     assert list(record) == [
         "least", "lower", "median", "upper", "cpu", "ratio", "temp_bytes", "compile_seconds",
+        "compile_cpu",
     ]  # fmt: skip
+    # The C++ of XLA counts, and no other process.
+    assert 0.05 < record["compile_cpu"] == programs["train_step"].compile_cpu
     lines = describe_measurements("all", measured).splitlines()
     assert [line.split()[0] for line in lines] == ["all", "forward", "train_step"]
+    assert float(lines[2].split()[-1]) == pytest.approx(record["compile_cpu"], abs=0.05)
