@@ -1,6 +1,10 @@
-"""Batch normalisation over a device's images, over groups of them, or over all devices."""
+"""Batch normalisation over a device's images, over groups of them, or over all devices.
 
-from functools import partial
+Sums over float32 pixels are those of `pallas_kernels/native/channel_sums.cc` on a CPU, where the
+library is there, and plain JAX elsewhere. The platform is chosen when the program is lowered.
+"""
+
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +15,8 @@ from jax.typing import DTypeLike
 
 from lrnet_jax.layers.isolation import computed_once
 from lrnet_jax.layers.kept import keep
+from pallas_kernels.native import channel_sums
+from pallas_kernels.platform_switch import PyTreeFunction, by_platform
 
 
 class BatchNorm(nnx.Module):
@@ -217,16 +223,8 @@ def _normalize_backward(
         # Otherwise XLA:GPU finds that the forward pass computed the same, and keeps that.
         x, gain, offset = jax.lax.optimization_barrier((x, gain, offset))
 
-    def widened(x: jax.Array, dy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Both in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
-        wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
-        if options.relu:
-            dy = jnp.where(_affine(x.dtype, x, _to_pixels(gain), _to_pixels(offset)) > 0, dy, 0)
-        return wide, dy
-
     dy = cotangents[0]
-    wide, masked = widened(x, dy)
-    means = _mean(masked), _mean(masked * wide)
+    means = _means("products", options.relu, x, dy, gain, offset)
     count, axis_name = x.shape[1] * x.shape[2], options.axis_name
     d_scale, d_bias, slope, constant = terms(
         means, count, scale, mean, inverse_deviation, axis_name
@@ -234,9 +232,19 @@ def _normalize_backward(
     if options.relu:
         # Masked again. Otherwise XLA:GPU writes the masked dy to memory and reads it back.
         x, dy, slope, constant = jax.lax.optimization_barrier((x, dy, slope, constant))
-        wide, masked = widened(x, dy)
+    wide, masked = _widened(options.relu, x, dy, gain, offset)
     dx = masked * _to_pixels(gain) + (wide * _to_pixels(slope) - _to_pixels(constant))
     return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(scale)
+
+
+def _widened(
+    relu: bool, x: jax.Array, dy: jax.Array, gain: jax.Array, offset: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """x and dy in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
+    wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
+    if relu:
+        dy = jnp.where(_affine(x.dtype, x, _to_pixels(gain), _to_pixels(offset)) > 0, dy, 0)
+    return wide, dy
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -250,8 +258,7 @@ def statistics(
     Squares are taken about the pivot (C,), the running mean. About zero they cancel badly where the
     mean of a channel is large against its deviation. About the mean they cost a second pass.
     """
-    centred = x.astype(jnp.float32) - pivot
-    moments = _mean(centred), _mean(centred * centred)
+    moments = _means("moments", False, x, pivot)
     if axis_name is not None:
         moments = jax.lax.pmean(moments, axis_name)
     mean = pivot + moments[0]
@@ -292,6 +299,49 @@ def terms(
     gain = scale * inverse_deviation
     slope = -gain * inverse_deviation * mean_d_scale
     return d_scale, d_bias, slope, slope * mean + gain * mean_d_bias
+
+
+def _means(kind: str, relu: bool, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Means over the pixels of the first array (N, R, W, C), (N, C) float32 each.
+
+    Args:
+      kind: "moments" of x about a pivot (C,), the first and the second; or "products", of the
+        gradient and of its product with x, of x, the gradient, gain (N, C) and offset (N, C).
+      relu: whether the gradient goes through a ReLU.
+      *arrays: those of the kind.
+    """
+    on_cpu = channel_sums.unsupported(*arrays) is None and channel_sums.unavailable() is None
+    return _switched(kind, relu, on_cpu)(*arrays)
+
+
+@cache  # JAX shares traced programs by the identity of the function
+def _switched(kind: str, relu: bool, on_cpu: bool) -> PyTreeFunction:
+    plain, native = {
+        "moments": (_plain_moments, channel_sums.moments),
+        "products": (partial(_plain_products, relu), partial(channel_sums.products, relu=relu)),
+    }[kind]
+    if not on_cpu:
+        return plain
+    # A program for CPUs runs here: it is either not exported, or has plain JAX.
+    return by_platform(plain, not_exported=("cpu",), cpu=partial(_of_sums, native))
+
+
+def _of_sums(sums: PyTreeFunction, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    first, second = sums(*arrays)
+    count = arrays[0].shape[1] * arrays[0].shape[2]
+    return first / count, second / count
+
+
+def _plain_moments(x: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    centred = x.astype(jnp.float32) - pivot
+    return _mean(centred), _mean(centred * centred)
+
+
+def _plain_products(
+    relu: bool, x: jax.Array, dy: jax.Array, gain: jax.Array, offset: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    wide, masked = _widened(relu, x, dy, gain, offset)
+    return _mean(masked), _mean(masked * wide)
 
 
 def _mean(x: jax.Array) -> jax.Array:

@@ -27,7 +27,7 @@ FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
 
-KERNELS = ("kernels", "stem")  # sources that are compiled for each instruction set
+KERNELS = ("kernels", "stem", "channel_sums")  # sources that are compiled for each instruction set
 INSTRUCTION_SETS = {
     "x86_64": {
         "baseline": (),

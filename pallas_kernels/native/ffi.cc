@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "channel_sums.h"
 #include "parallel.h"
 #include "stem.h"
 #include "xla/ffi/api/ffi.h"
@@ -10,9 +11,11 @@ namespace ffi = xla::ffi;
 
 extern const Kernels baseline_kernels;
 extern const StemKernels baseline_stem;
+extern const SumKernels baseline_channel_sums;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
 extern const StemKernels avx2_stem, avx512_stem;
+extern const SumKernels avx2_channel_sums, avx512_channel_sums;
 #endif
 
 namespace {
@@ -21,6 +24,7 @@ struct InstructionSet {
   const char* name;
   const Kernels* kernels;
   const StemKernels* stem;
+  const SumKernels* sums;
 };
 
 // The fastest that this processor has comes first.
@@ -31,12 +35,12 @@ const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-      found[n++] = {"avx512", &avx512_kernels, &avx512_stem};
+      found[n++] = {"avx512", &avx512_kernels, &avx512_stem, &avx512_channel_sums};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found[n++] = {"avx2", &avx2_kernels, &avx2_stem};
-    found[n++] = {"sse2", &baseline_kernels, &baseline_stem};
+      found[n++] = {"avx2", &avx2_kernels, &avx2_stem, &avx2_channel_sums};
+    found[n++] = {"sse2", &baseline_kernels, &baseline_stem, &baseline_channel_sums};
 #else
-    found[n++] = {"baseline", &baseline_kernels, &baseline_stem};
+    found[n++] = {"baseline", &baseline_kernels, &baseline_stem, &baseline_channel_sums};
 #endif
     return true;
   }();
@@ -49,6 +53,7 @@ std::atomic<Int> thread_limit{INT32_MAX};
 
 const Kernels& kernels() { return *instruction_sets()[chosen_set].kernels; }
 const StemKernels& stem_kernels() { return *instruction_sets()[chosen_set].stem; }
+const SumKernels& sum_kernels() { return *instruction_sets()[chosen_set].sums; }
 
 Array array(const ffi::AnyBuffer& buffer) {
   return {buffer.untyped_data(), buffer.element_type() == ffi::DataType::BF16};
@@ -152,6 +157,40 @@ ffi::Error stem_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer 
              [=, &k](Int task, float* own) { k.backward(s, inputs, gradients, parts, task, own); });
 }
 
+// `work` writes the sums of a task to where they begin in `memory`.
+template <typename Work>
+ffi::Error add_up(ffi::ThreadPool& pool, const Pixels& p, Result& totals, Result& memory, Work work) {
+  const Int tasks = p.groups * sum_pieces(p), needed = sum_floats(p);
+  float* sums = floats(*memory);
+  if (memory->element_count() < static_cast<size_t>(tasks * needed))
+    return ffi::Error::Internal("channel sums: the memory for the sums is too small");
+  run_tasks(tasks, least(most(1, pool.num_threads()), thread_limit),
+            [&](auto task) { pool.Schedule(std::move(task)); }, [=](Int task, Int) { work(task, sums); });
+  add_tasks(p, sums, floats(*totals));
+  return ffi::Error::Success();
+}
+
+Pixels pixels(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2]}; }
+
+ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer pivot, Result totals,
+                   Result memory, Sizes sizes) {
+  const Pixels p = pixels(sizes);
+  const SumKernels& k = sum_kernels();
+  const float *from = floats(x), *about = floats(pivot);
+  return add_up(pool, p, totals, memory,
+                [=, &k](Int task, float* sums) { k.moments(p, from, about, sums, task); });
+}
+
+ffi::Error products(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gradient,
+                    ffi::AnyBuffer gain, ffi::AnyBuffer offset, Result totals, Result memory,
+                    Sizes sizes, bool relu) {
+  const Pixels p = pixels(sizes);
+  const SumKernels& k = sum_kernels();
+  const GradientArrays from = {floats(x), floats(gradient), floats(gain), floats(offset), relu};
+  return add_up(pool, p, totals, memory,
+                [=, &k](Int task, float* sums) { k.products(p, from, sums, task); });
+}
+
 }  // namespace
 
 // What the library shows to the world.
@@ -181,6 +220,15 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_backward, stem_backward,
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
                                   .ARGUMENT.ARGUMENT.RESULT.RESULT.Attr<Sizes>("sizes"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_moments, moments,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.RESULT.RESULT.Attr<Sizes>("sizes"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_products, products,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.RESULT.RESULT
+                                  .Attr<Sizes>("sizes").Attr<bool>("relu"));
 
 extern "C" {
 
@@ -208,6 +256,12 @@ void local_relation_stem_plan(const int64_t* sizes, int64_t* plan) {
   plan[0] = s.batch * stem_bands(s);
   plan[1] = stem_kernels().forward_memory(s);
   plan[2] = stem_kernels().backward_memory(s);
+}
+
+// How many floats the sums over pixels of all tasks are.
+int64_t local_relation_channel_sums(const int64_t* sizes) {
+  const Pixels p = {sizes[0], sizes[1], sizes[2]};
+  return p.groups * sum_pieces(p) * sum_floats(p);
 }
 
 // Name of instruction set i of this processor, the fastest first; null after the last.

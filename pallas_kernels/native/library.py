@@ -17,6 +17,9 @@ FORWARD = "lrnet_cpu_forward"
 BACKWARD = "lrnet_cpu_backward"
 STEM_FORWARD = "lrnet_cpu_stem_forward"
 STEM_BACKWARD = "lrnet_cpu_stem_backward"
+MOMENTS = "lrnet_cpu_moments"
+PRODUCTS = "lrnet_cpu_products"
+TARGETS = (FORWARD, BACKWARD, STEM_FORWARD, STEM_BACKWARD, MOMENTS, PRODUCTS)
 REBUILD = "`python -m pallas_kernels.native`"
 
 
@@ -76,6 +79,13 @@ def stem_plan(sizes: tuple[int, ...]) -> StemPlan:
     return StemPlan(*numbers)
 
 
+def channel_sums(sizes: tuple[int, int, int]) -> int:
+    """The floats that sums over pixels need; the sizes are those of `Pixels` in `channel_sums.h`."""
+    function = loaded().local_relation_channel_sums
+    function.restype = ctypes.c_int64
+    return int(function((ctypes.c_int64 * len(sizes))(*sizes)))
+
+
 def instruction_sets() -> list[str]:
     """Names of the instruction sets that this processor has and the library knows, best first."""
     return _names(loaded())
@@ -127,7 +137,7 @@ def _load() -> tuple[ctypes.CDLL | None, str | None]:
     reason = _outdated(library) or _other_interface(library)
     if reason is not None:
         return None, reason
-    for name in (FORWARD, BACKWARD, STEM_FORWARD, STEM_BACKWARD):
+    for name in TARGETS:
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(library[name]), platform="cpu")
     _use(library, best(_names(library), os.environ.get("XLA_FLAGS", "")), ALL_THREADS)
     return library, None

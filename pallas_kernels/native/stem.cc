@@ -57,21 +57,6 @@ struct Planes {
 // A ReLU that keeps a NaN.
 INLINE Floats rectified(Floats x) { return x < 0.0f ? Floats{} : x; }
 
-// `count` floats are there, the others are zero.
-INLINE Floats load_some(const float* source, Int count) {
-  if (count >= LANES) return load(source);
-  float padded[LANES] = {};
-  memcpy(padded, source, sizeof(float) * count);
-  return load(padded);
-}
-
-INLINE void store_some(float* target, Floats x, Int count) {
-  if (count >= LANES) return store(target, x);
-  float padded[LANES];
-  store(padded, x);
-  memcpy(target, padded, sizeof(float) * count);
-}
-
 // Weights and bias of a vector of channels.
 template <int INPUTS>
 struct Linear {

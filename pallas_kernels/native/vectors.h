@@ -4,6 +4,7 @@
 // instruction sets would otherwise be merged, and run where its instructions do not exist.
 #pragma once
 #include <cstdint>
+#include <cstring>
 
 #include "problem.h"
 
@@ -21,6 +22,11 @@
 
 namespace {
 
+template <int VALUE>
+struct Constant {
+  static constexpr int value = VALUE;
+};
+
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 typedef float LooseFloats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -32,6 +38,21 @@ INLINE Floats load(const float* p) { return *(const LooseFloats*)p; }
 INLINE Ints load(const int32_t* p) { return *(const LooseInts*)p; }
 INLINE void store(float* p, Floats x) { *(LooseFloats*)p = x; }
 INLINE Floats all(float x) { return x - Floats{}; }
+
+// `count` floats are there, the others are zero.
+INLINE Floats load_some(const float* source, Int count) {
+  if (count >= LANES) return load(source);
+  float padded[LANES] = {};
+  memcpy(padded, source, sizeof(float) * count);
+  return load(padded);
+}
+
+INLINE void store_some(float* target, Floats x, Int count) {
+  if (count >= LANES) return store(target, x);
+  float padded[LANES];
+  store(padded, x);
+  memcpy(target, padded, sizeof(float) * count);
+}
 
 // exp(x) for x <= 0, to 1.4 units of 2^-24, and 0 below -87.3, where float32 has no normal number.
 // A NaN remains one. A little above 0, where rounding may put x, it is as precise.

@@ -4,11 +4,6 @@
 
 namespace {
 
-template <int VALUE>
-struct Constant {
-  static constexpr int value = VALUE;
-};
-
 // Calls body(first, Constant<n>) for blocks of n = 8, 4, 2 or 1 of `size` channels: as many sums as
 // fit into registers, in loops that the compiler can unroll.
 template <typename Body>

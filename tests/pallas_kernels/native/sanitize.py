@@ -2,8 +2,8 @@
 
     make sanitize            (PROBLEMS=500, for each instruction set of this processor)
 
-No Python and no JAX are in the process: `sweep.cc` and `stem_sweep.cc` call the kernels with arrays
-of their own.
+No Python and no JAX are in the process: the sweeps in C++ beside this file call the kernels with
+arrays of their own.
 """
 
 import argparse
@@ -16,7 +16,9 @@ from pallas_kernels.native import build, library
 from pallas_kernels.spec import SIMILARITIES
 from pallas_kernels.tools.shapes import Shape, select
 
-SWEEPS = {"kernels": "sweep.cc", "stem": "stem_sweep.cc"}  # of the sources
+SWEEPS = {  # of the sources
+    "kernels": "sweep.cc", "stem": "stem_sweep.cc", "channel_sums": "channel_sums_sweep.cc",
+}  # fmt: skip
 SANITIZERS = ("address,undefined", "thread")
 FLAGS = {"sse2": "baseline", "baseline": "baseline", "avx2": "avx2", "avx512": "avx512"}
 

@@ -1,0 +1,99 @@
+// Runs the sums over pixels on random problems under a sanitizer, and compares them with plain loops
+// in double precision:  channel_sums_sweep PROBLEMS SEED
+//
+// Every array has exactly the elements that it should have, and each task runs in a thread of three.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "channel_sums.h"
+#include "parallel.h"
+
+extern const SumKernels kernels_under_test;
+
+namespace {
+
+using Floats = std::vector<float>;
+
+std::mt19937_64 generator;
+
+Int draw(Int low, Int high) { return std::uniform_int_distribution<Int>(low, high)(generator); }
+
+// Eighths: their products are exact, so that float32 sees the same signs.
+Floats eighths(Int count) {
+  std::normal_distribution<float> distribution;
+  Floats found(count);
+  for (float& x : found) x = std::round(8 * distribution(generator)) / 8;
+  return found;
+}
+
+// Runs a pass on three threads; returns the totals.
+template <typename Work>
+Floats run(const Pixels& p, Work work) {
+  const Int tasks = p.groups * sum_pieces(p);
+  Floats sums(tasks * sum_floats(p), NAN), totals(p.groups * SUMS * p.channels, NAN);
+  std::vector<std::thread> threads;
+  run_tasks(tasks, 3, [&](auto task) { threads.emplace_back(task); },
+            [&](Int task, Int) { work(task, sums.data()); });
+  for (std::thread& thread : threads) thread.join();
+  add_tasks(p, sums.data(), totals.data());
+  return totals;
+}
+
+bool close(const char* name, const Floats& got, const std::vector<double>& want) {
+  double scale = 1, error = 0;
+  for (double x : want) scale = std::max(scale, fabs(x));
+  for (size_t i = 0; i < want.size() && error == error; ++i) {
+    double e = fabs(got[i] - want[i]);
+    error = e <= error ? error : e;  // also if it is NaN
+  }
+  if (got.size() == want.size() && error <= 1e-5 * scale) return true;
+  printf("%s: error %g of %g\n", name, error, scale);
+  return false;
+}
+
+bool check(const Pixels& p) {
+  const Int all = p.groups * p.pixels * p.channels;
+  const Floats x = eighths(all), gradient = eighths(all), pivot = eighths(p.channels);
+  const Floats gain = eighths(p.groups * p.channels), offset = eighths(p.groups * p.channels);
+  bool fine = true;
+  for (bool relu : {false, true}) {
+    std::vector<double> moments(p.groups * SUMS * p.channels), products(moments.size());
+    for (Int i = 0; i < all; ++i) {
+      const Int c = i % p.channels, group = i / p.channels / p.pixels, own = group * p.channels + c;
+      const Int first = group * SUMS * p.channels + c, second = first + p.channels;
+      const double centred = double(x[i]) - pivot[c];
+      moments[first] += centred;
+      moments[second] += centred * centred;
+      if (relu && double(x[i]) * gain[own] + offset[own] <= 0) continue;
+      products[first] += gradient[i];
+      products[second] += double(gradient[i]) * x[i];
+    }
+    const GradientArrays from = {x.data(), gradient.data(), gain.data(), offset.data(), relu};
+    fine &= close("moments", run(p, [&](Int task, float* sums) {
+                    kernels_under_test.moments(p, x.data(), pivot.data(), sums, task);
+                  }), moments);
+    fine &= close(relu ? "products after a ReLU" : "products", run(p, [&](Int task, float* sums) {
+                    kernels_under_test.products(p, from, sums, task);
+                  }), products);
+  }
+  return fine;
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  generator.seed(atol(arguments[2]));
+  for (Int left = atol(arguments[1]); left > 0; --left) {
+    const Pixels p = {draw(1, 3), draw(1, left % 20 ? 60 : 9000), draw(1, 70)};
+    if (check(p)) continue;
+    printf("sums: %ld groups of %ld pixels, %ld channels\n", long(p.groups), long(p.pixels),
+           long(p.channels));
+    return 1;
+  }
+  return 0;
+}
