@@ -1,6 +1,6 @@
 """Batch normalisation over a device's images, over groups of them, or over all devices.
 
-Sums over float32 pixels are those of `pallas_kernels/native/channel_sums.cc` on a CPU, where the
+Means over float32 pixels are those of `pallas_kernels/native/channel_sums.cc` on a CPU, where the
 library is there, and plain JAX elsewhere. The platform is chosen when the program is lowered.
 """
 
@@ -240,7 +240,7 @@ def _normalize_backward(
 def _widened(
     relu: bool, x: jax.Array, dy: jax.Array, gain: jax.Array, offset: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """x and dy in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
+    """Both in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
     wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
     if relu:
         dy = jnp.where(_affine(x.dtype, x, _to_pixels(gain), _to_pixels(offset)) > 0, dy, 0)
@@ -323,13 +323,14 @@ def _switched(kind: str, relu: bool, on_cpu: bool) -> PyTreeFunction:
     if not on_cpu:
         return plain
     # A program for CPUs runs here: it is either not exported, or has plain JAX.
-    return by_platform(plain, not_exported=("cpu",), cpu=partial(_of_sums, native))
+    return by_platform(plain, shapes=_shapes, not_exported=("cpu",), cpu=native)
 
 
-def _of_sums(sums: PyTreeFunction, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    first, second = sums(*arrays)
-    count = arrays[0].shape[1] * arrays[0].shape[2]
-    return first / count, second / count
+def _shapes(x: jax.Array, *others: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Zeros of the shapes of both means."""
+    del others
+    mean = jnp.zeros((x.shape[0], x.shape[-1]))
+    return mean, mean
 
 
 def _plain_moments(x: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Array]:

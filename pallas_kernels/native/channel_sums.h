@@ -1,4 +1,4 @@
-// The sums over pixels that batch normalisation needs, and how their work is cut; see channel_sums.cc.
+// The means over pixels that batch normalisation needs, and how their work is cut; see channel_sums.cc.
 //
 // Plain data, because it is compiled once for every instruction set.
 #pragma once
@@ -28,22 +28,22 @@ struct GradientArrays {
 
 // Task number group * pieces + piece. Each has sums of its own.
 struct SumKernels {
-  // Of x - pivot and of its square; pivot is (channels).
+  // Of x - pivot and of its square; the pivot is (channels).
   void (*moments)(const Pixels&, const float* x, const float* pivot, float* sums, Int task);
   // Of the gradient before the ReLU and of its product with x.
   void (*products)(const Pixels&, const GradientArrays&, float* sums, Int task);
 };
 
-// Adds up the sums of all tasks: (groups, SUMS, channels). In double precision, since a task adds
-// few pixels and there are many tasks.
-static inline void add_tasks(const Pixels& p, const float* sums, float* totals) {
+// The means that follow from the sums of all tasks, (groups, channels) each. They are added up in
+// double precision, since a task adds few pixels and there are many tasks.
+static inline void average(const Pixels& p, const float* sums, float* first, float* second) {
   const Int pieces = sum_pieces(p), task = sum_floats(p), row = task / SUMS;
   for (Int group = 0; group < p.groups; ++group)
-    for (Int i = 0; i < SUMS; ++i)
-      for (Int c = 0; c < p.channels; ++c) {
-        double total = 0;
-        for (Int piece = 0; piece < pieces; ++piece)
-          total += sums[(group * pieces + piece) * task + i * row + c];
-        totals[(group * SUMS + i) * p.channels + c] = static_cast<float>(total);
-      }
+    for (Int c = 0; c < p.channels; ++c) {
+      double totals[SUMS] = {};
+      for (Int piece = 0; piece < pieces; ++piece)
+        for (Int i = 0; i < SUMS; ++i) totals[i] += sums[(group * pieces + piece) * task + i * row + c];
+      first[group * p.channels + c] = static_cast<float>(totals[0] / static_cast<double>(p.pixels));
+      second[group * p.channels + c] = static_cast<float>(totals[1] / static_cast<double>(p.pixels));
+    }
 }

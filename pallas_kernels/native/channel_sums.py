@@ -1,4 +1,4 @@
-"""Sums over pixels for batch normalisation, each in one pass; `channel_sums.cc` has the algorithm.
+"""Means over pixels for batch normalisation, each in one pass; `channel_sums.cc` has the algorithm.
 
 Arrays are (N, R, W, C) float32, of N groups of images that share statistics.
 """
@@ -25,34 +25,32 @@ def unavailable() -> str | None:
 
 
 def moments(x: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The sums of x - pivot and of its square, (N, C) each; the pivot is (C,)."""
-    return _sums(library.MOMENTS, x.shape, (x, pivot))
+    """The means of x - pivot and of its square, (N, C) each; the pivot is (C,)."""
+    return _means(library.MOMENTS, x.shape, (x, pivot))
 
 
 def products(
     x: jax.Array, gradient: jax.Array, gain: jax.Array, offset: jax.Array, *, relu: bool
 ) -> tuple[jax.Array, jax.Array]:
-    """The sums of a gradient and of its product with x, (N, C) each.
+    """The means of a gradient and of its product with x, (N, C) each.
 
     Args:
       x: (N, R, W, C).
-      gradient: like x; of relu(x * gain + offset) if there is a ReLU, else it is summed as it is.
+      gradient: like x; of relu(x * gain + offset) if there is a ReLU, else it is taken as it is.
       gain: (N, C).
       offset: (N, C).
       relu: whether there is a ReLU.
     """
-    return _sums(library.PRODUCTS, x.shape, (x, gradient, gain, offset), relu=relu)
+    return _means(library.PRODUCTS, x.shape, (x, gradient, gain, offset), relu=relu)
 
 
-def _sums(
+def _means(
     name: str, shape: tuple[int, ...], arrays: Sequence[jax.Array], **options: bool
 ) -> tuple[jax.Array, jax.Array]:
     groups, rows, width, channels = shape
     sizes = groups, rows * width, channels
-    results = (
-        calls.float32_shape((groups, 2, channels)),
-        calls.float32_shape((library.channel_sums(sizes),)),
-    )
+    mean = calls.float32_shape((groups, channels))
+    results = mean, mean, calls.float32_shape((library.channel_sums(sizes),))
     call = jax.ffi.ffi_call(name, results, vmap_method="sequential")
-    totals, _ = call(*arrays, sizes=np.array(sizes, np.int64), **options)
-    return totals[:, 0], totals[:, 1]
+    first, second, _ = call(*arrays, sizes=np.array(sizes, np.int64), **options)
+    return first, second

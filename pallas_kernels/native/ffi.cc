@@ -159,35 +159,36 @@ ffi::Error stem_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer 
 
 // `work` writes the sums of a task to where they begin in `memory`.
 template <typename Work>
-ffi::Error add_up(ffi::ThreadPool& pool, const Pixels& p, Result& totals, Result& memory, Work work) {
+ffi::Error means(ffi::ThreadPool& pool, const Pixels& p, Result& first, Result& second,
+                    Result& memory, Work work) {
   const Int tasks = p.groups * sum_pieces(p), needed = sum_floats(p);
   float* sums = floats(*memory);
   if (memory->element_count() < static_cast<size_t>(tasks * needed))
     return ffi::Error::Internal("channel sums: the memory for the sums is too small");
   run_tasks(tasks, least(most(1, pool.num_threads()), thread_limit),
             [&](auto task) { pool.Schedule(std::move(task)); }, [=](Int task, Int) { work(task, sums); });
-  add_tasks(p, sums, floats(*totals));
+  average(p, sums, floats(*first), floats(*second));
   return ffi::Error::Success();
 }
 
 Pixels pixels(const Sizes& sizes) { return {sizes[0], sizes[1], sizes[2]}; }
 
-ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer pivot, Result totals,
-                   Result memory, Sizes sizes) {
+ffi::Error moments(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer pivot, Result first,
+                   Result second, Result memory, Sizes sizes) {
   const Pixels p = pixels(sizes);
   const SumKernels& k = sum_kernels();
   const float *from = floats(x), *about = floats(pivot);
-  return add_up(pool, p, totals, memory,
+  return means(pool, p, first, second, memory,
                 [=, &k](Int task, float* sums) { k.moments(p, from, about, sums, task); });
 }
 
 ffi::Error products(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gradient,
-                    ffi::AnyBuffer gain, ffi::AnyBuffer offset, Result totals, Result memory,
-                    Sizes sizes, bool relu) {
+                    ffi::AnyBuffer gain, ffi::AnyBuffer offset, Result first, Result second,
+                    Result memory, Sizes sizes, bool relu) {
   const Pixels p = pixels(sizes);
   const SumKernels& k = sum_kernels();
   const GradientArrays from = {floats(x), floats(gradient), floats(gain), floats(offset), relu};
-  return add_up(pool, p, totals, memory,
+  return means(pool, p, first, second, memory,
                 [=, &k](Int task, float* sums) { k.products(p, from, sums, task); });
 }
 
@@ -223,11 +224,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_backward, stem_backward,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_moments, moments,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .ARGUMENT.ARGUMENT.RESULT.RESULT.Attr<Sizes>("sizes"));
+                                  .ARGUMENT.ARGUMENT.RESULT.RESULT.RESULT.Attr<Sizes>("sizes"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_products, products,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
-                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.RESULT.RESULT
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.RESULT.RESULT.RESULT
                                   .Attr<Sizes>("sizes").Attr<bool>("relu"));
 
 extern "C" {

@@ -80,7 +80,7 @@ def stem_plan(sizes: tuple[int, ...]) -> StemPlan:
 
 
 def channel_sums(sizes: tuple[int, int, int]) -> int:
-    """The floats that sums over pixels need; the sizes are those of `Pixels` in `channel_sums.h`."""
+    """The floats that sums over pixels need; sizes are those of `Pixels` in `channel_sums.h`."""
     function = loaded().local_relation_channel_sums
     function.restype = ctypes.c_int64
     return int(function((ctypes.c_int64 * len(sizes))(*sizes)))

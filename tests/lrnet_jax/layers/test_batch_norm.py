@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from lrnet_jax.layers.batch_norm import BatchNorm
+from pallas_kernels.native import channel_sums
 
 
 def images(shape=(8, 5, 3, 6), mean=0.7):
@@ -161,6 +162,35 @@ def test_the_backward_pass_keeps_nothing_but_its_input(relu):
     residuals = jax.tree.leaves(jax.vjp(run, x)[1])
     large = [leaf for leaf in residuals if leaf.size == x.size]
     assert [leaf.dtype for leaf in large] == [jnp.bfloat16]
+
+
+@pytest.mark.skipif(channel_sums.unavailable() is not None, reason="needs the library in C++")
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_library_makes_no_difference(relu, monkeypatch):
+    """Nor does a program hold it that is exported or for a GPU."""
+    graphdef, state = nnx.split(with_weights(BatchNorm(19, group_images=2)))
+    x = jnp.asarray(images((4, 5, 3, 19)))
+
+    def gradients():
+        def run(state, x):
+            norm = nnx.merge(graphdef, state, copy=True)
+            return jnp.sum(norm(x, relu=relu) * x), nnx.state(norm, nnx.BatchStat)
+
+        return jax.jit(jax.value_and_grad(run, argnums=1, has_aux=True))
+
+    native = gradients()
+    for name in ("moments", "products"):
+        assert f"@lrnet_cpu_{name}" in native.lower(state, x).as_text()
+    assert "lrnet_cpu" not in jax.export.export(native)(state, x).mlir_module()
+    on_gpu = native.trace(state, x).lower(lowering_platforms=("cuda",)).as_text()
+    assert "lrnet_cpu" not in on_gpu
+    monkeypatch.setattr(channel_sums, "unavailable", lambda: "not built")
+    plain = gradients()
+    assert "lrnet_cpu" not in plain.lower(state, x).as_text()
+    for a, b in zip(*(jax.tree.leaves(f(state, x)) for f in (native, plain)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
+    if relu:  # without one, gain and offset come to the switch and are not used
+        assert on_gpu == plain.trace(state, x).lower(lowering_platforms=("cuda",)).as_text()
 
 
 def test_large_means_do_not_cancel_the_variance():

@@ -1,4 +1,4 @@
-// Runs the sums over pixels on random problems under a sanitizer, and compares them with plain loops
+// Runs the means over pixels on random problems under a sanitizer, and compares them with plain loops
 // in double precision:  channel_sums_sweep PROBLEMS SEED
 //
 // Every array has exactly the elements that it should have, and each task runs in a thread of three.
@@ -30,17 +30,17 @@ Floats eighths(Int count) {
   return found;
 }
 
-// Runs a pass on three threads; returns the totals.
+// Runs a pass on three threads; returns both means.
 template <typename Work>
 Floats run(const Pixels& p, Work work) {
   const Int tasks = p.groups * sum_pieces(p);
-  Floats sums(tasks * sum_floats(p), NAN), totals(p.groups * SUMS * p.channels, NAN);
+  Floats sums(tasks * sum_floats(p), NAN), means(p.groups * SUMS * p.channels, NAN);
   std::vector<std::thread> threads;
   run_tasks(tasks, 3, [&](auto task) { threads.emplace_back(task); },
             [&](Int task, Int) { work(task, sums.data()); });
   for (std::thread& thread : threads) thread.join();
-  add_tasks(p, sums.data(), totals.data());
-  return totals;
+  average(p, sums.data(), means.data(), means.data() + p.groups * p.channels);
+  return means;
 }
 
 bool close(const char* name, const Floats& got, const std::vector<double>& want) {
@@ -64,13 +64,13 @@ bool check(const Pixels& p) {
     std::vector<double> moments(p.groups * SUMS * p.channels), products(moments.size());
     for (Int i = 0; i < all; ++i) {
       const Int c = i % p.channels, group = i / p.channels / p.pixels, own = group * p.channels + c;
-      const Int first = group * SUMS * p.channels + c, second = first + p.channels;
-      const double centred = double(x[i]) - pivot[c];
-      moments[first] += centred;
-      moments[second] += centred * centred;
+      const Int first = own, second = own + p.groups * p.channels;
+      const double centred = double(x[i]) - pivot[c], share = 1.0 / double(p.pixels);
+      moments[first] += centred * share;
+      moments[second] += centred * centred * share;
       if (relu && double(x[i]) * gain[own] + offset[own] <= 0) continue;
-      products[first] += gradient[i];
-      products[second] += double(gradient[i]) * x[i];
+      products[first] += gradient[i] * share;
+      products[second] += double(gradient[i]) * x[i] * share;
     }
     const GradientArrays from = {x.data(), gradient.data(), gain.data(), offset.data(), relu};
     fine &= close("moments", run(p, [&](Int task, float* sums) {

@@ -1,4 +1,4 @@
-"""Sums over pixels in C++: float64, instruction sets, threads, vmap, what is not finite."""
+"""Means over pixels in C++: float64, instruction sets, threads, vmap, what is not finite."""
 
 import functools
 
@@ -30,7 +30,7 @@ def arrays(name, dtype=np.float32):
 
 @functools.cache
 def program(relu):
-    """All sums, as a program that other instruction sets and numbers of threads share."""
+    """All means, as a program that other instruction sets and numbers of threads share."""
 
     def run(x, gradient, gain, offset):
         pivot = gain[0]
@@ -45,7 +45,7 @@ def expected(x, gradient, gain, offset, relu):
     if relu:
         gradient = np.where(x * gain[:, None, None] + offset[:, None, None] > 0, gradient, 0)
     with np.errstate(invalid="ignore"):
-        return [a.sum((1, 2)) for a in (centred, centred**2, gradient, gradient * x)]
+        return [a.mean((1, 2)) for a in (centred, centred**2, gradient, gradient * x)]
 
 
 @needs_library
