@@ -1,10 +1,6 @@
-"""Batch normalisation over a device's images, over groups of them, or over all devices.
+"""Batch normalisation over a device's images, over groups of them, or over all devices."""
 
-Means over float32 pixels are those of `pallas_kernels/native/channel_sums.cc` on a CPU, where the
-library is there, and plain JAX elsewhere. The platform is chosen when the program is lowered.
-"""
-
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,10 +9,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lrnet_jax.layers.channel_means import affine, channel_means, to_pixels, widened
 from lrnet_jax.layers.isolation import computed_once
 from lrnet_jax.layers.kept import keep
-from pallas_kernels.native import channel_sums
-from pallas_kernels.platform_switch import PyTreeFunction, by_platform
 
 
 class BatchNorm(nnx.Module):
@@ -97,7 +92,7 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             gain = scale * jax.lax.rsqrt(average_var + self.epsilon)
             offset = bias - average_mean * gain
-            return (_affine_relu if relu else _affine)(jnp.dtype(dtype), x, gain, offset)
+            return (_affine_relu if relu else affine)(jnp.dtype(dtype), x, gain, offset)
 
         options = _Options(self.epsilon, self.axis_name, relu)
         y, mean, var = _normalize(options, self.to_groups(x), scale, bias, average_mean)
@@ -135,13 +130,8 @@ class BatchNorm(nnx.Module):
             average[...] = self.momentum * average[...] + (1 - self.momentum) * batch
 
 
-def _affine(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
-    """One multiply-add per element, in float32."""
-    return (x * gain + offset).astype(dtype)
-
-
 def _rectified(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
-    return jnp.maximum(_affine(dtype, x, gain, offset), 0.0)  # see `relu`
+    return jnp.maximum(affine(dtype, x, gain, offset), 0.0)  # see `relu`
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -208,8 +198,8 @@ def _normalize_forward(
     mean, var, inverse_deviation = statistics(x, pivot, options.epsilon, options.axis_name)
     gain = scale * inverse_deviation
     # Without a ReLU a sum follows, and XLA computes both at once.
-    output = computed_once(_rectified, x.dtype) if options.relu else partial(_affine, x.dtype)
-    y = output(x, _to_pixels(gain), _to_pixels(bias - mean * gain))
+    output = computed_once(_rectified, x.dtype) if options.relu else partial(affine, x.dtype)
+    y = output(x, to_pixels(gain), to_pixels(bias - mean * gain))
     return (y, mean, var), (x, scale, bias, mean, inverse_deviation)
 
 
@@ -224,7 +214,7 @@ def _normalize_backward(
         x, gain, offset = jax.lax.optimization_barrier((x, gain, offset))
 
     dy = cotangents[0]
-    means = _means("products", options.relu, x, dy, gain, offset)
+    means = channel_means("products", options.relu, x, dy, gain, offset)
     count, axis_name = x.shape[1] * x.shape[2], options.axis_name
     d_scale, d_bias, slope, constant = terms(
         means, count, scale, mean, inverse_deviation, axis_name
@@ -232,19 +222,9 @@ def _normalize_backward(
     if options.relu:
         # Masked again. Otherwise XLA:GPU writes the masked dy to memory and reads it back.
         x, dy, slope, constant = jax.lax.optimization_barrier((x, dy, slope, constant))
-    wide, masked = _widened(options.relu, x, dy, gain, offset)
-    dx = masked * _to_pixels(gain) + (wide * _to_pixels(slope) - _to_pixels(constant))
+    wide, masked = widened(options.relu, x, dy, gain, offset)
+    dx = masked * to_pixels(gain) + (wide * to_pixels(slope) - to_pixels(constant))
     return dx.astype(x.dtype), d_scale, d_bias, jnp.zeros_like(scale)
-
-
-def _widened(
-    relu: bool, x: jax.Array, dy: jax.Array, gain: jax.Array, offset: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Both in float32, and dy through the ReLU: x tells its sign, so that no mask is kept."""
-    wide, dy = x.astype(jnp.float32), dy.astype(jnp.float32)
-    if relu:
-        dy = jnp.where(_affine(x.dtype, x, _to_pixels(gain), _to_pixels(offset)) > 0, dy, 0)
-    return wide, dy
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
@@ -258,7 +238,7 @@ def statistics(
     Squares are taken about the pivot (C,), the running mean. About zero they cancel badly where the
     mean of a channel is large against its deviation. About the mean they cost a second pass.
     """
-    moments = _means("moments", False, x, pivot)
+    moments = channel_means("moments", False, x, pivot)
     if axis_name is not None:
         moments = jax.lax.pmean(moments, axis_name)
     mean = pivot + moments[0]
@@ -299,57 +279,3 @@ def terms(
     gain = scale * inverse_deviation
     slope = -gain * inverse_deviation * mean_d_scale
     return d_scale, d_bias, slope, slope * mean + gain * mean_d_bias
-
-
-def _means(kind: str, relu: bool, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Means over the pixels of the first array (N, R, W, C), (N, C) float32 each.
-
-    Args:
-      kind: "moments" of x about a pivot (C,), the first and the second; or "products", of the
-        gradient and of its product with x, of x, the gradient, gain (N, C) and offset (N, C).
-      relu: whether the gradient goes through a ReLU.
-      *arrays: those of the kind.
-    """
-    on_cpu = channel_sums.unsupported(*arrays) is None and channel_sums.unavailable() is None
-    return _switched(kind, relu, on_cpu)(*arrays)
-
-
-@cache  # JAX shares traced programs by the identity of the function
-def _switched(kind: str, relu: bool, on_cpu: bool) -> PyTreeFunction:
-    plain, native = {
-        "moments": (_plain_moments, channel_sums.moments),
-        "products": (partial(_plain_products, relu), partial(channel_sums.products, relu=relu)),
-    }[kind]
-    if not on_cpu:
-        return plain
-    # A program for CPUs runs here: it is either not exported, or has plain JAX.
-    return by_platform(plain, shapes=_shapes, not_exported=("cpu",), cpu=native)
-
-
-def _shapes(x: jax.Array, *others: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Zeros of the shapes of both means."""
-    del others
-    mean = jnp.zeros((x.shape[0], x.shape[-1]))
-    return mean, mean
-
-
-def _plain_moments(x: jax.Array, pivot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    centred = x.astype(jnp.float32) - pivot
-    return _mean(centred), _mean(centred * centred)
-
-
-def _plain_products(
-    relu: bool, x: jax.Array, dy: jax.Array, gain: jax.Array, offset: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    wide, masked = _widened(relu, x, dy, gain, offset)
-    return _mean(masked), _mean(masked * wide)
-
-
-def _mean(x: jax.Array) -> jax.Array:
-    """(N, R, W, C) -> (N, C). Row by row is faster on a CPU than all at once, and rounds less."""
-    return jnp.sum(jnp.sum(x, 2), 1) / (x.shape[1] * x.shape[2])
-
-
-def _to_pixels(statistics: jax.Array) -> jax.Array:
-    """(N, C) -> (N, 1, 1, C)."""
-    return statistics[:, None, None, :]

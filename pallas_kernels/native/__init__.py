@@ -3,8 +3,8 @@
 `kernels.cc` explains the algorithm and is the file to read first. `layout.h`, `window.h` and
 `vectors.h` are what it is made of. `ffi.cc` and `calls.py` are the two ends of the custom calls,
 `build.py` compiles, and `library.py` loads. `stem.cc` and `stem.py` are another operation: what the
-first layer of a network makes of images. `channel_sums.cc` and `channel_sums.py` have the means that
-batch normalisation needs.
+first layer of a network makes of images. `channel_sums.cc` and `channel_sums.py` take the means
+that batch normalisation needs.
 
 The library is compiled when the package is installed, if there is a C++ compiler. A program that
 is exported by `jax.export` does not need it, because it holds the `xla` implementation.

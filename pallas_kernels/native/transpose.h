@@ -47,11 +47,24 @@ INLINE void transpose_eight(const float* source, Int from, float* target, Int to
 
 #endif
 
+// Copies a few floats, without a call.
+INLINE void copy_some(const float* source, Int count, float* target) {
+  const Int step = 8;
+  if (count < step) {
+    for (Int i = 0; i < count; ++i) target[i] = source[i];
+    return;
+  }
+  // The last eight may overlap those before them.
+  for (Int i = 0; i < count; i += step) {
+    const Int place = least(i, count - step);
+    memcpy(target + place, source + place, sizeof(float) * step);
+  }
+}
+
 // `count` floats of one pixel, (group, size), to `size` rows that are `row` floats apart.
 INLINE void spread(const float* source, Int size, Int count, float* target, Int row) {
   if (size == 1) {
-    memcpy(target, source, sizeof(float) * count);
-    return;
+    return copy_some(source, count, target);
   }
   const Int full = count / size, rest = count % size;
   if (size == 8 && full >= 8) {
@@ -70,8 +83,7 @@ INLINE void spread(const float* source, Int size, Int count, float* target, Int 
 // The opposite.
 INLINE void gather(const float* source, Int row, Int size, Int count, float* target) {
   if (size == 1) {
-    memcpy(target, source, sizeof(float) * count);
-    return;
+    return copy_some(source, count, target);
   }
   const Int full = count / size, rest = count % size;
   if (size == 8 && full >= 8) {
