@@ -133,6 +133,8 @@ def test_a_failure_of_another_leg_ends_it(ci):
     code, lines = ci(named=["3.11", "3.12"], failing="test-fast")
     assert code != 0
     assert targets(lines, "3.11", ".venv-quick")[-1] == "test-fast"
+    [copy] = {line.split()[1] for line in lines if line.startswith("in ") and "copy." in line}
+    assert not pathlib.Path(copy).exists()  # after a failure too
     assert not [line for line in lines if "passed on" in line]
 
 
