@@ -14,8 +14,8 @@ LR-Net-50.
     python -m experiments.train --config=finetune_quick
 
 `finetune_quick` does so in a minute: the network of `quickstart`, which knows clothes, learns three
-photographs of 28 x 28. On 2 cores that were busy with other work it took 44 seconds, 28 of them
-until the first step, and reached 96.67 % on 30 images.
+photographs of 28 x 28. With a network of 90.05 % it reached 100 % on 30 images. On 2 cores that
+were busy with other work it took 28 seconds with an empty compilation cache, 11 of processor time.
 
     python -m experiments.transfer --runs=runs/transfer
 

@@ -68,7 +68,7 @@ def obstacle() -> str | None:
     if command is None:
         return "no C++ compiler found; install g++ or clang++, or name one in CXX"
     if shutil.which(command[0]) is None:
-        return f"CXX names {command[0]}, which is not found; install it, or unset CXX"
+        return f"CXX names {command[0]}, which is not found; install {command[0]}, or unset CXX"
     if headers() is None:
         return "no headers of jaxlib found; install jaxlib first"
     return None

@@ -62,7 +62,7 @@ def test_a_compiler_that_is_not_there(monkeypatch, capsys):
         build.main()
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.endswith("CXX names g++-1234, which is not found; install it, or unset CXX")
+    assert line.endswith("which is not found; install g++-1234, or unset CXX")
 
 
 @pytest.mark.slow
