@@ -60,7 +60,9 @@ INLINE void with_vectors(const Pixels& p, Body body) {
 void moments(const Pixels& p, const float* x, const float* pivot, float* sums, Int task) {
   with_vectors(p, [&](auto read) {
     add_pixels(p, sums, task, [&](Int channel, Int pixel, Floats* first, Floats* second) {
-      *first = read(x, pixel * p.channels + channel) - read(pivot, channel);
+      const Int place = pixel * p.channels + channel;
+      fetch_ahead(x + place);
+      *first = read(x, place) - read(pivot, channel);
       *second = *first * *first;
     });
   });
@@ -72,6 +74,8 @@ INLINE void add_products(const Pixels& p, const GradientArrays& from, float* sum
   with_vectors(p, [&](auto read) {
     add_pixels(p, sums, task, [&](Int channel, Int pixel, Floats* first, Floats* second) {
       const Int place = pixel * p.channels + channel;
+      fetch_ahead(from.x + place);
+      fetch_ahead(from.gradient + place);
       const Floats x = read(from.x, place);
       Floats gradient = read(from.gradient, place);
       if (RELU) {

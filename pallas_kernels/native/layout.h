@@ -94,8 +94,7 @@ struct Slice {
   Int size;   // of a group
   Int pixel;  // of all groups
   Int skip, count;
-  // How far ahead memory is fetched: whole pixels. Rows of many short pieces come late otherwise.
-  Int ahead = divide_up(1024, pixel) * pixel;
+  Int ahead = divide_up(AHEAD, pixel) * pixel;  // to the same part of a later pixel
 
   static Slice vectors(const Problem& p, const Task& task) {
     return {p.depth, p.groups * p.depth, task.first_group * p.depth, task.groups * p.depth};

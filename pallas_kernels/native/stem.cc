@@ -210,6 +210,7 @@ void backward_task(const Stem& s, const StemInputs& from, const StemGradients& g
       for (Int x = 0; x < s.width; ++x, source += s.channels) {
         store(m.values + x * LANES, rectified(linear(planes.pixels + x, planes.row)));
         store(m.d_values + x * LANES, load_some(source, s.channels - c));
+        fetch_ahead(source);
       }
       add(gradients.key + pixel * s.keys, s.keys, s.width, 1, m.key, 1 + INPUTS, c);
       if (y % s.stride == 0)

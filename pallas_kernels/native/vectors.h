@@ -37,6 +37,12 @@ typedef int32_t LooseInts __attribute__((vector_size(4 * LANES), aligned(4), may
 INLINE Floats load(const float* p) { return *(const LooseFloats*)p; }
 INLINE Ints load(const int32_t* p) { return *(const LooseInts*)p; }
 INLINE void store(float* p, Floats x) { *(LooseFloats*)p = x; }
+
+// Large arrays are read once. Where several are read in turn, or in pieces, the processor fetches
+// too little in advance by itself. A fetch beyond the end of an array does nothing.
+constexpr Int AHEAD = 1024;
+INLINE void fetch_ahead(const float* p) { __builtin_prefetch(p + AHEAD); }
+
 INLINE Floats all(float x) { return x - Floats{}; }
 
 // `count` floats are there, the others are zero.
