@@ -19,18 +19,21 @@ through the switch, and to the other arrays with it:
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
 from jax.extend.core import Primitive
-from jax.interpreters import batching, mlir
+from jax.interpreters import batching, mlir, partial_eval
 
 # Takes and returns pytrees of arrays.
 PyTreeFunction = Callable[..., Any]
 # Takes arrays and returns a list of arrays.
 FlatFunction = Callable[..., Sequence[jax.Array]]
 Choices = tuple[tuple[str, FlatFunction], ...]
+# By which of the results the function computes.
+Parts = tuple[tuple[tuple[bool, ...], FlatFunction], ...]
 Tree = TypeVar("Tree")
 
 OLDEST_GPU = 8.0  # compute capability
@@ -125,6 +128,7 @@ def by_platform(
     *,
     shapes: PyTreeFunction | None = None,
     not_exported: Sequence[str] = (),
+    parts: Mapping[tuple[bool, ...], PyTreeFunction] = types.MappingProxyType({}),
     **platforms: PyTreeFunction,
 ) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
@@ -135,6 +139,8 @@ def by_platform(
         which is otherwise traced for them even where another function runs.
       not_exported: platforms whose function is for this machine alone. A program that is exported
         (`jax.export`) has the default there.
+      parts: what computes some of the results alone, on all platforms, by which of the arrays it
+        returns, in a list. A layer that is computed again for its gradient may need few of them.
       **platforms: "cpu" or "cuda" to a function of the same signature and results. JAX compares
         functions by identity when it caches programs: pass the same objects for the same work.
 
@@ -147,11 +153,13 @@ def by_platform(
     @functools.cache  # calls of one structure share the functions, and so the traced program
     def flattened(structure: Any) -> dict[str, Any]:
         choices = {name: _flattened(f, structure) for name, f in sorted(platforms.items())}
+        alone = {used: _flattened(f, structure) for used, f in parts.items()}
         plain = _flattened(default, structure)
         return {
             "default": plain,
             "shapes": plain if shapes is None else _flattened(shapes, structure),
             "choices": tuple(choices.items()),
+            "parts": tuple(alone.items()),
         }
 
     def call(*arguments: Any) -> Any:
@@ -228,6 +236,7 @@ def _batch(
     shapes: FlatFunction,
     choices: Choices,
     not_exported: tuple[str, ...],
+    parts: Parts,
 ) -> Any:
     mapped = functools.partial(jax.vmap, in_axes=axes)
     out = _switch.bind(
@@ -236,8 +245,23 @@ def _batch(
         shapes=mapped(shapes),
         choices=tuple((name, mapped(function)) for name, function in choices),
         not_exported=not_exported,
+        parts=tuple((used, mapped(function)) for used, function in parts),
     )
     return out, [0] * len(out)
+
+
+def _used_alone(used: Sequence[bool], *others: Any) -> Any:
+    """The rule that drops results that nobody uses: which arguments are left, and the equation."""
+    equation = others[-1]  # JAX 0.12 says before it which arguments are used
+    function = dict(equation.params["parts"]).get(tuple(used))
+    if not any(used):
+        return [False] * len(equation.invars), None
+    if function is not None:
+        outputs = [output for output, needed in zip(equation.outvars, used, strict=True) if needed]
+        options = {"choices": (), "not_exported": (), "parts": ()}
+        params = {"default": function, "shapes": function, **options}
+        equation = equation.replace(outvars=outputs, params=params)
+    return [True] * len(equation.invars), equation
 
 
 def _lower(platform: str | None) -> Callable[..., Any]:
@@ -248,8 +272,9 @@ def _lower(platform: str | None) -> Callable[..., Any]:
         shapes: FlatFunction,
         choices: Choices,
         not_exported: tuple[str, ...],
+        parts: Parts,
     ) -> Any:
-        del shapes
+        del shapes, parts
         function = default
         if platform is not None:  # nested primitives see this platform alone
             exports = ctx.module_context.lowering_parameters.for_export
@@ -268,6 +293,7 @@ def _lower(platform: str | None) -> Callable[..., Any]:
 _switch.def_abstract_eval(_abstract)
 _switch.def_impl(_evaluate)
 batching.primitive_batchers[_switch] = _batch
+partial_eval.dce_rules[_switch] = _used_alone
 mlir.register_lowering(_switch, _lower(None))
 for _platform in ("cpu", "cuda"):
     mlir.register_lowering(_switch, _lower(_platform), platform=_platform)

@@ -25,6 +25,10 @@ from pallas_kernels.platform_switch import (
 )
 
 
+# Of the maps, the value alone: what is computed again where keys and queries are kept.
+_VALUE = (True, False, False)
+
+
 class Options(NamedTuple):
     """The static part.
 
@@ -91,7 +95,8 @@ def _switched(direction: str, options: Options, platforms: tuple[str, ...]) -> P
     if options.implementation == "pallas_interpret" and "cuda" in platforms:
         return by_platform(functools.partial(by_kernels, _INTERPRETED))
     kernels = {name: functools.partial(by_kernels, _KERNELS[name]) for name in platforms}
-    return by_platform(plain, not_exported=("cpu",), **kernels)
+    parts = {_VALUE: _plain_value} if direction == "forward" else {}
+    return by_platform(plain, not_exported=("cpu",), parts=parts, **kernels)
 
 
 class _Kernels(NamedTuple):
@@ -125,8 +130,13 @@ def _kernel_backward(
 
 
 def _plain_forward(stride: int, inputs: Inputs) -> Maps:
-    value = computed_once(_rectified)(*inputs[:4])
+    [value] = _plain_value(inputs)
     return Maps(value, *project(stride, value, inputs.key, inputs.query))
+
+
+def _plain_value(inputs: Inputs) -> list[jax.Array]:
+    """The value without keys and queries: one pass that writes it, on a GPU too."""
+    return [computed_once(_rectified)(*inputs[:4])]
 
 
 def _plain_backward(stride: int, inputs: Inputs, value: jax.Array, d_maps: Maps) -> Inputs:
