@@ -148,12 +148,15 @@ class Network(nnx.Module):
         # Scopes name the operations of a compiled program, for profiles and for step_model.
         with jax.named_scope("stem"):
             features["res1"], x = (stem if remat == "none" else recomputed(stem))(self.stem, x)
-        call = recomputed(Block.__call__) if remat == "blocks" else Block.__call__
         scales = itertools.repeat(None) if branch_scales is None else iter(branch_scales)
+        calls = itertools.repeat(Block.__call__)
+        if remat == "blocks":
+            first = itertools.repeat(recomputed(Block.__call__), self.variant.recomputed_blocks)
+            calls = itertools.chain(first, calls)
         for stage, blocks in enumerate(self.stages):
             with jax.named_scope(f"res{stage + 2}"):
                 for block in blocks:
-                    x = call(block, x, next(scales))
+                    x = next(calls)(block, x, next(scales))
             features[f"res{stage + 2}"] = x
         return features
 
@@ -163,7 +166,7 @@ def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax
     first, last = layers[0], layers[-1]
     if isinstance(last.layer, LocalRelation) and is_input(first.layer):
         maps = transform_input(first.layer, first.norm, last.layer, x)
-        x = last.normalized(last.applied(maps), relu=True)
+        x = last.normalized(keep(last.applied(maps)), relu=True)
     else:
         for layer in layers:
             x = layer(x, relu=True)
@@ -228,15 +231,15 @@ class Normalized(nnx.Module):
 
         `multiples` fill both up by zeros; convolutions and the like know none.
         """
-        return self.normalized(self.applied(x, multiples), relu=relu, multiples=multiples)
+        return self.normalized(keep(self.applied(x, multiples)), relu=relu, multiples=multiples)
 
     def applied(self, x: jax.Array | Maps, multiples: Multiples = NO_PADDING) -> jax.Array:
         """What the layer makes of its input, or a local relation of the maps of its input."""
         options = {} if multiples == NO_PADDING else {"multiples": multiples}
         if isinstance(x, Maps):
             assert isinstance(self.layer, LocalRelation)
-            return keep(self.layer.of_maps(x, **options))
-        return keep(self.layer(x, **options))
+            return self.layer.of_maps(x, **options)
+        return self.layer(x, **options)
 
     def normalized(
         self, y: jax.Array, *, relu: bool, multiples: Multiples = NO_PADDING
@@ -250,10 +253,15 @@ class Normalized(nnx.Module):
     ) -> jax.Array | Maps:
         """As `__call__`, with a ReLU or the maps of a local relation for the layer that follows."""
         y = self.applied(x, multiples)
+        if following is None:
+            # A product with the map that is kept below makes it again. It is the widest of a block.
+            y = y if isinstance(self.layer, ChannelTransformation) else keep(y)
+            return self.normalized(y, relu=False, multiples=multiples)
+        y = keep(y)
         if is_joint(following, self.norm, y):
             with jax.named_scope("batch_norm"):
                 return normalized_maps(self.norm, following, y, multiples.output)
-        return self.normalized(y, relu=following is not None, multiples=multiples)
+        return keep(self.normalized(y, relu=True, multiples=multiples))
 
 
 def fold_priors(model: Network) -> Network:

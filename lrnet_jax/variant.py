@@ -71,10 +71,10 @@ class Variant:
         that runs.
       in_channels: channels of the images.
       remat: what the backward pass computes again instead of keeping it: "none", "stem" (stem and
-        pool) or "blocks" (those, and what follows cheaply in each block). What is kept is in
-        `lrnet_jax/layers/kept.py`. False and True, of older checkpoints, are "none" and "blocks".
-        By a model, "blocks" takes 0.64 to 0.77 of the memory of "none" and 5 to 8 % more time
-        (LR-Nets, batch 128, A100, H100 and B200; docs/gpu_kernels.md).
+        pool) or "blocks" (those, and the widest map in the first third of the blocks). What is kept
+        is in `lrnet_jax/layers/kept.py`. False and True, of older checkpoints, are "none" and
+        "blocks". By a model, "blocks" takes 0.78 of the memory of "none" and 3 % more time
+        (LR-Net-50, batch 128, H100; docs/gpu_kernels.md).
 
     Raises:
       TypeError: a field has a value of the wrong type.
@@ -132,6 +132,15 @@ class Variant:
     def uses_pool(self) -> bool:
         """Whether any layer reads a pooled image."""
         return self.scope == "full" or self.operator == "non_local" or self.non_local_blocks
+
+    @property
+    def recomputed_blocks(self) -> int:
+        """How many of the first blocks the backward pass computes again with remat="blocks".
+
+        Their maps are the largest, and memory bounds the products of the first stages: there, the
+        least time is paid for a byte.
+        """
+        return max(1, sum(self.depths) // 3)
 
     @property
     def channels(self) -> tuple[int, ...]:

@@ -8,8 +8,8 @@ images, 64 on each GPU. The learning rate rises linearly to 0.4 over 5 epochs an
 flipped. Evaluation takes the centre crop of 224 out of 256. BatchNorm statistics are taken over 64
 images, as on the paper's GPUs, whatever the number of devices.
 
-LR-Nets train with model.remat=blocks. By a model, a step of LR-Net-50 then takes 1.1 times the
-memory of one of ResNet-50 instead of 1.6, and 6 % more time (docs/gpu_kernels.md). Where memory is
+LR-Nets train with model.remat=blocks. By a model, a step of LR-Net-50 then takes 1.2 times the
+memory of one of ResNet-50 instead of 1.6, and 3 % more time (docs/gpu_kernels.md). Where memory is
 plenty, use --config.model.remat=none. The result is the same but for rounding.
 
     python -m experiments.train --config=lrnet50_modern --workdir=runs/lrnet50_modern

@@ -11,6 +11,8 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from lrnet_jax.layers.kept import keep
+
 
 class Multiples(NamedTuple):
     """Numbers of channels that are filled up by zeros, to multiples of these.
@@ -88,7 +90,7 @@ class ChannelTransformation(nnx.Linear):
         `multiples` fill both up by zeros; such a layer has no bias.
         """
         s = self.strides
-        x = inputs[:, ::s, ::s] if s > 1 else inputs
+        x = keep(inputs[:, ::s, ::s]) if s > 1 else inputs
         # Pixels become the rows of a matrix: with more axes the gradient is slower on a CPU.
         if multiples != NO_PADDING:
             x, kernel = nnx.nn.dtypes.promote_dtype((x, self.kernel[...]), dtype=self.dtype)

@@ -1,9 +1,9 @@
 """What is kept for the backward pass of layers that are otherwise computed again.
 
-A layer's output before its normalisation, the statistics, queries, keys, the values that come with
-them from one rule, and the results of local relations and blocks are kept: they are small, or cost
-a product or a pass of statistics, or the next layer keeps them in any case. What is computed again
-is cheap and large: other normalisations with their ReLU, pool, and the stem's map of the image.
+In the stem, the map of the image, the normalisation with its ReLU and the pool are computed again:
+they are large, and cost a pass. In a block it is the last channel transformation: it makes the
+widest map of the block from the narrow one before it, so that its product costs less time for each
+byte than the normalisations do. Everything else that the backward pass needs is kept.
 """
 
 from collections.abc import Callable

@@ -116,6 +116,33 @@ def test_under_scan_remat_and_custom_vjp():
     np.testing.assert_array_equal(last, X + 3 * Y)
 
 
+def test_what_is_computed_again_may_be_a_part():
+    """Where the backward pass needs some results alone, the function for these computes them."""
+    switch = by_platform(
+        default=default, cpu=on_cpu, parts={(True, False): lambda x, y: [10 * (x + y)]}
+    )
+
+    def function(kept):
+        """Its derivative is the first result, of a layer that keeps so many results."""
+
+        @jax.custom_vjp
+        def total(x):
+            return switch(x, Y)[0].sum()
+
+        def forward(x):
+            results = switch(x, Y)
+            return results[0].sum(), results[:kept]
+
+        total.defvjp(forward, lambda kept, g: (g * kept[0] + 0 * sum(kept[1:]),))
+        return total
+
+    again = jax.grad(jax.checkpoint(function(1)))
+    np.testing.assert_array_equal(jax.grad(function(1))(X), X + Y)
+    np.testing.assert_array_equal(jax.jit(again)(X), 10 * (X + Y))
+    np.testing.assert_array_equal(jax.vmap(again)(jnp.stack([X, Y + X]))[1], 10 * (X + 2 * Y))
+    np.testing.assert_array_equal(jax.grad(jax.checkpoint(function(2)))(X), X + Y)
+
+
 def exported(switch):
     return jax.export.export(jax.jit(switch), platforms=("cpu", "cuda"))(X, Y)
 
