@@ -91,7 +91,7 @@ def recipe(name: str, network: str, *, model: dict[str, Any] | None = None, **pa
 def remat_on_gpu(variant: lrnet_jax.Variant) -> Remat:
     """What recipes for GPUs let the backward pass of a network compute again.
 
-    It is the fastest choice within 1.3 times the memory of the ResNet of the same depth. Networks
+    It is the fastest choice within 1.25 times the memory of the ResNet of the same depth. Networks
     with non-local blocks or the full image as window were not measured.
     """
     local = variant.operator == "local_relation" and variant.scope == "local"
