@@ -20,7 +20,7 @@ from lrnet_jax.layers.channel_transformation import (
 )
 from lrnet_jax.layers.full_image import FullImageRelation
 from lrnet_jax.layers.input_transformation import is_input, transform_input
-from lrnet_jax.layers.kept import keep, recomputed
+from lrnet_jax.layers.kept import first_recomputed, keep, recomputed
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
 from lrnet_jax.layers.normalized_maps import is_joint, normalized_maps
@@ -149,10 +149,7 @@ class Network(nnx.Module):
         with jax.named_scope("stem"):
             features["res1"], x = (stem if remat == "none" else recomputed(stem))(self.stem, x)
         scales = itertools.repeat(None) if branch_scales is None else iter(branch_scales)
-        calls = itertools.repeat(Block.__call__)
-        if remat == "blocks":
-            first = itertools.repeat(recomputed(Block.__call__), self.variant.recomputed_blocks)
-            calls = itertools.chain(first, calls)
+        calls = first_recomputed(Block.__call__, self.variant.recomputed_blocks)
         for stage, blocks in enumerate(self.stages):
             with jax.named_scope(f"res{stage + 2}"):
                 for block in blocks:
@@ -178,12 +175,9 @@ class Block(nnx.Module):
 
     def __init__(self, variant: Variant, plan: BlockPlan, rngs: nnx.Rngs) -> None:
         *inner, last = plan.branch
-        self.branch = nnx.List(
-            [
-                *(Normalized(variant, layer, rngs) for layer in inner),
-                Normalized(variant, last, rngs, zero_gamma=variant.zero_gamma),
-            ]
-        )
+        layers = [Normalized(variant, layer, rngs) for layer in inner]
+        layers.append(Normalized(variant, last, rngs, zero_gamma=variant.zero_gamma))
+        self.branch = nnx.List(layers)
         multiple = inner_multiple(variant)
         self.multiples = (
             *(Multiples(multiple if index else 1, multiple) for index, _ in enumerate(inner)),
@@ -253,15 +247,13 @@ class Normalized(nnx.Module):
     ) -> jax.Array | Maps:
         """As `__call__`, with a ReLU or the maps of a local relation for the layer that follows."""
         y = self.applied(x, multiples)
-        if following is None:
-            # A product with the map that is kept below makes it again. It is the widest of a block.
-            y = y if isinstance(self.layer, ChannelTransformation) else keep(y)
-            return self.normalized(y, relu=False, multiples=multiples)
-        y = keep(y)
+        # The last map is the widest of a block, and a product with what is kept makes it again.
+        y = y if following is None and isinstance(self.layer, ChannelTransformation) else keep(y)
         if is_joint(following, self.norm, y):
             with jax.named_scope("batch_norm"):
                 return normalized_maps(self.norm, following, y, multiples.output)
-        return keep(self.normalized(y, relu=True, multiples=multiples))
+        y = self.normalized(y, relu=following is not None, multiples=multiples)
+        return y if following is None else keep(y)
 
 
 def fold_priors(model: Network) -> Network:

@@ -135,12 +135,12 @@ class Variant:
 
     @property
     def recomputed_blocks(self) -> int:
-        """How many of the first blocks the backward pass computes again with remat="blocks".
+        """In how many of the first blocks the backward pass computes something again.
 
-        Their maps are the largest, and memory bounds the products of the first stages: there, the
-        least time is paid for a byte.
+        With remat="blocks" it is the first third. Their maps are the largest, and memory bounds the
+        products of the first stages, so that a byte costs the least time there.
         """
-        return max(1, sum(self.depths) // 3)
+        return max(1, sum(self.depths) // 3) if self.remat == "blocks" else 0
 
     @property
     def channels(self) -> tuple[int, ...]:

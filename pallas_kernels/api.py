@@ -285,7 +285,7 @@ def _switched(direction: Pass, spec: Spec, choice: Choice) -> PyTreeFunction:
     not_exported = [platform for platform, name in choice.by_platform if name in NOT_EXPORTED]
     default = _jitted(direction, spec, choice.default, choice.capability)
     shapes = functools.partial(SHAPES[direction], spec)
-    return by_platform(default, shapes=shapes, not_exported=not_exported, **platforms)
+    return by_platform(default, shapes=shapes, not_exported=not_exported, parts={}, **platforms)
 
 
 @functools.cache

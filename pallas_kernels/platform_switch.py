@@ -32,8 +32,9 @@ PyTreeFunction = Callable[..., Any]
 # Takes arrays and returns a list of arrays.
 FlatFunction = Callable[..., Sequence[jax.Array]]
 Choices = tuple[tuple[str, FlatFunction], ...]
-# By which of the results the function computes.
-Parts = tuple[tuple[tuple[bool, ...], FlatFunction], ...]
+# The function that computes some of the results alone, by which of them are used.
+Parts = Mapping[tuple[bool, ...], PyTreeFunction]
+FlatParts = tuple[tuple[tuple[bool, ...], FlatFunction], ...]
 Tree = TypeVar("Tree")
 
 OLDEST_GPU = 8.0  # compute capability
@@ -128,7 +129,7 @@ def by_platform(
     *,
     shapes: PyTreeFunction | None = None,
     not_exported: Sequence[str] = (),
-    parts: Mapping[tuple[bool, ...], PyTreeFunction] = types.MappingProxyType({}),
+    parts: Parts = types.MappingProxyType({}),
     **platforms: PyTreeFunction,
 ) -> PyTreeFunction:
     """A function that runs `platforms[platform]`, or `default` on a platform that has none.
@@ -236,7 +237,7 @@ def _batch(
     shapes: FlatFunction,
     choices: Choices,
     not_exported: tuple[str, ...],
-    parts: Parts,
+    parts: FlatParts,
 ) -> Any:
     mapped = functools.partial(jax.vmap, in_axes=axes)
     out = _switch.bind(
@@ -272,7 +273,7 @@ def _lower(platform: str | None) -> Callable[..., Any]:
         shapes: FlatFunction,
         choices: Choices,
         not_exported: tuple[str, ...],
-        parts: Parts,
+        parts: FlatParts,
     ) -> Any:
         del shapes, parts
         function = default

@@ -18,12 +18,12 @@ from pallas_kernels.native import stem as native_stem
 from pallas_kernels.pallas import stem
 from pallas_kernels.pallas.stem import Inputs, Maps, Sums
 from pallas_kernels.platform_switch import (
+    Parts,
     PyTreeFunction,
     by_platform,
     current_platform,
     vary_alike,
 )
-
 
 # Of the maps, the value alone: what is computed again where keys and queries are kept.
 _VALUE = (True, False, False)
@@ -95,7 +95,7 @@ def _switched(direction: str, options: Options, platforms: tuple[str, ...]) -> P
     if options.implementation == "pallas_interpret" and "cuda" in platforms:
         return by_platform(functools.partial(by_kernels, _INTERPRETED))
     kernels = {name: functools.partial(by_kernels, _KERNELS[name]) for name in platforms}
-    parts = {_VALUE: _plain_value} if direction == "forward" else {}
+    parts: Parts = {_VALUE: _plain_value} if direction == "forward" else {}
     return by_platform(plain, not_exported=("cpu",), parts=parts, **kernels)
 
 

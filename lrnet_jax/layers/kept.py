@@ -6,7 +6,8 @@ widest map of the block from the narrow one before it, so that its product costs
 byte than the normalisations do. Everything else that the backward pass needs is kept.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -50,3 +51,8 @@ def recomputed(call: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return run
+
+
+def first_recomputed(call: Callable[..., Any], number: int) -> Iterator[Callable[..., Any]]:
+    """The call without end, the first ones as `recomputed`."""
+    return itertools.chain([recomputed(call)] * number, itertools.repeat(call))
