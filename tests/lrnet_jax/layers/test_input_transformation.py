@@ -158,6 +158,20 @@ def test_a_gpu_gets_the_kernels(how, platform, found):
     assert [text.count(f'"stem_{name}"') > 0 for name in ("forward", "backward")] == [found] * 2
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")
+def test_a_gpu_computes_again_the_values_alone():
+    """Plain JAX writes these in one pass; the kernel would write keys and queries too."""
+    stem, x = Stem(None, evaluated=True), images()
+
+    def total(x):
+        return sum(jnp.sum(part) for part in jax.checkpoint(stem)(x))
+
+    with absent_gpu():
+        traced = jax.jit(jax.value_and_grad(total)).trace(x)
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count('"stem_forward"') == 1
+
+
 @needs_library
 @pytest.mark.parametrize(("how", "found"), [(None, 1), ("native", 1), ("xla", 0)])
 def test_a_cpu_gets_the_library(how, found):
