@@ -8,7 +8,8 @@ DIR then holds
                                  reads: the averaged weights if the run has them, prior networks
                                  folded into tables, no optimiser
     network.stablehlo            images uint8 (batch, H, W, 3) -> logits float32, for CPU and CUDA,
-                                 with weights and normalisation, for any batch size
+                                 with weights and normalisation, for any batch size; batch
+                                 normalisations are folded into the weights before them
     network_cuda.stablehlo       the same for batches of --images with the fused kernels, if the
                                  network has local relations; for the JAX that wrote it alone
     classifier.json              size, crop and class names

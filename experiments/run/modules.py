@@ -13,6 +13,7 @@ from jax import export as jax_export
 
 import lrnet_jax
 from lrnet_jax.exported import ABOUT, CUDA_MODULE, MODULE
+from lrnet_jax.folding import fold_norms
 from lrnet_jax.preprocessing import Preprocessing
 from pallas_kernels import jax_triton, pallas
 from pallas_kernels.pallas import absent_gpu
@@ -64,9 +65,9 @@ def network_function(
     return logits
 
 
-def with_implementation(model: lrnet_jax.Network, implementation: str | None) -> lrnet_jax.Network:
-    """A copy for inference whose local relations run with an implementation of `pallas_kernels`."""
-    copy = nnx.clone(model)
+def for_inference(model: lrnet_jax.Network, implementation: str | None) -> lrnet_jax.Network:
+    """A copy to be exported: local relations run with an implementation, norms are folded."""
+    copy = fold_norms(model)
     # There is no backward pass to save memory for, and converters need not know of `checkpoint`.
     copy.variant = dataclasses.replace(model.variant, remat="none")
     for _, module in nnx.iter_modules(copy):
@@ -81,7 +82,7 @@ def write_module(
     """Serialises a network for any batch size and all of `PLATFORMS`, without custom calls."""
     side = preprocessing.image_size
     (batch,) = jax_export.symbolic_shape("batch", constraints=["batch >= 1"])
-    function = network_function(with_implementation(model, "xla"), preprocessing)
+    function = network_function(for_inference(model, "xla"), preprocessing)
     exporter = jax_export.export(jax.jit(function), platforms=PLATFORMS)
     artifact = exporter(jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8))
     path.write_bytes(artifact.serialize())
@@ -96,7 +97,7 @@ def write_cuda_module(
       Whether the network has layers that use them. Otherwise nothing is written.
     """
     side = preprocessing.image_size
-    function = network_function(with_implementation(model, None), preprocessing)
+    function = network_function(for_inference(model, None), preprocessing)
     exporter = jax_export.export(
         jax.jit(function),
         platforms=("cuda",),

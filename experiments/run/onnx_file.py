@@ -73,7 +73,8 @@ def export_onnx(request: ExportRequest) -> list[str]:
     preprocessing = Preprocessing.from_metadata(metadata)
     with new_folder(request.out) as part:
         part.mkdir()
-        _convert(part / FILE, lrnet_jax.fold_priors(model), preprocessing)
+        folded = modules.for_inference(lrnet_jax.fold_priors(model), "reference")
+        convert(part / FILE, folded, preprocessing)
         lines = compare(part / FILE, lrnet_jax.Classifier(model, preprocessing))
         modules.write_about(part, record, None)
         request.write_card(part, record, USAGE)
@@ -120,11 +121,11 @@ def compare(path: pathlib.Path, classifier: lrnet_jax.Classifier) -> list[str]:
     return lines
 
 
-def _convert(path: pathlib.Path, model: lrnet_jax.Network, preprocessing: Preprocessing) -> None:
+def convert(path: pathlib.Path, model: lrnet_jax.Network, preprocessing: Preprocessing) -> None:
+    """Writes a network whose local relations run with the reference."""
     import onnx
     from jax2onnx import to_onnx
 
-    model = modules.with_implementation(model, "reference")
     model.eval()
     side = preprocessing.image_size
     images: Any = jax.ShapeDtypeStruct(("batch", side, side, 3), np.uint8)
