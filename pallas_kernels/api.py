@@ -71,7 +71,7 @@ DEFAULT = "xla"
 RESIDUALS_NAME = "local_relation"
 
 # The order on a GPU that multiplies and adds pairs of float32: jax_triton then issues fewer
-# instructions (docs/gpu_kernels.md).
+# instructions and spills no register (docs/decisions.md).
 PREFERRED_WITH_PAIRS = ("jax_triton", "pallas")
 WHY_PAIRS = f"where jax_triton comes first (compute capability {PAIRS_FROM} or more)"
 

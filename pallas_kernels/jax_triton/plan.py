@@ -219,13 +219,16 @@ class Plan:
     def registers(self) -> int:
         """The most registers that a thread may have.
 
-        Without a number, the assembler rather spills a few than have a warp less. With 168, 12
-        warps fit a multiprocessor. Kernels that need more get all that a thread may have.
+        Without a number, the assembler rather spills a few than have a warp less. With 168 or less,
+        12 warps fit a multiprocessor. Kernels that need more get all that a thread may have. The
+        forward kernel needs 160: with 168, the assembler computes addresses again in some loops.
         """
         few = not (self.by_key or self.pairs) and self.depth == 1 and self.item(2) == 2
         if self.sums_prior and self.vector(2) == 1:  # an address more for each channel of a pixel
             few = False
-        return 168 if few else 255
+        if not few:
+            return 255
+        return 168 if self.sums_prior else 160
 
     # How arrays are read.
 

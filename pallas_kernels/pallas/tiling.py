@@ -92,11 +92,27 @@ def chosen(problem: Problem, kernel: str, implementation: str = PALLAS) -> Tile:
     if found is not None:
         return found
     found = heuristic(problem, kernel)
-    single = problem.vector == 1 and problem.spec.stride == 1
-    if implementation != PALLAS and kernel == "key" and single and multiplies_pairs():
-        # Triton's kernel of 8 keys spills if it reads channels one by one and sums them in pairs.
-        found = dataclasses.replace(found, strip=min(found.strip, MAX_STRIP - 1))
+    if implementation != PALLAS and multiplies_pairs():
+        found = dataclasses.replace(found, strip=for_pairs(problem, kernel, found.strip))
     return found
+
+
+def for_pairs(problem: Problem, kernel: str, strip: int) -> int:
+    """The strip, or a shorter one for a Triton kernel that would spill where it sums in pairs.
+
+    Kernels of the networks spilled on a B200 (`instruction_counts --faults --gpu=b200`).
+    """
+    stride, float32 = problem.spec.stride, problem.dtypes[2].itemsize == 4
+    if kernel == "key":
+        spills = float32 or (problem.vector == 1 and stride == 1)
+    else:
+        spills = kernel == "query" and stride == 2 and float32
+    shorter = MAX_STRIP - (2 if kernel == "key" and stride == 2 else 1)
+    if not spills or strip <= shorter:
+        return strip
+    # A few pixels beyond the border of a wide row cost little, and those of a narrow row much.
+    width = problem.width if kernel == "key" else problem.out_size[1]
+    return shorter if -(-width // shorter) * shorter <= 1.02 * width else strip
 
 
 def heuristic(problem: Problem, kernel: str) -> Tile:

