@@ -1,5 +1,7 @@
 """Batch normalisation agrees with flax, with numpy, and with itself on several devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ def with_weights(norm):
     for variable, least in ((norm.scale, 0.5), (norm.bias, -1), (norm.mean, -1), (norm.var, 0.5)):
         variable[...] = jnp.asarray(rng.uniform(least, 2, variable.shape), jnp.float32)
     return norm
+
+
+def functions(module):
+    """The functions of a module's text. JAX 0.10 repeats some, with a number after the name."""
+    numbered = re.compile(r"(@\w+?)_\d+\b")
+    return {numbered.sub(r"\1", text).strip(" \n}") for text in module.split("func.func ")}
 
 
 def test_agrees_with_flax_forward_backward_and_running_averages():
@@ -190,7 +198,8 @@ def test_the_library_makes_no_difference(relu, monkeypatch):
     for a, b in zip(*(jax.tree.leaves(f(state, x)) for f in (native, plain)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
     if relu:  # without one, gain and offset come to the switch and are not used
-        assert on_gpu == plain.trace(state, x).lower(lowering_platforms=("cuda",)).as_text()
+        plain_on_gpu = plain.trace(state, x).lower(lowering_platforms=("cuda",)).as_text()
+        assert functions(on_gpu) == functions(plain_on_gpu)
 
 
 def test_large_means_do_not_cancel_the_variance():
