@@ -32,7 +32,7 @@ FULL = [
     "test-compiled PTXSIM=../shared",
 ]  # fmt: skip
 ONE_PROCESS = [
-    "sanitize PROBLEMS=100", "inspect", "test-prepare", "test-wheel", "docs", "test-onnx",
+    "sanitize PROBLEMS=40", "inspect", "test-prepare", "test-wheel", "docs", "test-onnx",
 ]  # fmt: skip
 
 
