@@ -12,6 +12,9 @@ import shutil
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Otherwise compiling for a GPU that is not here takes four times as long, for the names in stack
+# traces that nobody reads.
+os.environ.setdefault("LLVM_DISABLE_SYMBOLIZATION", "1")
 
 # A flag that XLA_FLAGS holds already is kept as it is.
 FLAGS = {
