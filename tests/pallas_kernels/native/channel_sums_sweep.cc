@@ -3,32 +3,17 @@
 //
 // Every array has exactly the elements that it should have, and each task runs in a thread of three.
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <thread>
 #include <vector>
 
 #include "channel_sums.h"
 #include "parallel.h"
+#include "random_arrays.h"
 
 extern const SumKernels kernels_under_test;
 
 namespace {
-
-using Floats = std::vector<float>;
-
-std::mt19937_64 generator;
-
-Int draw(Int low, Int high) { return std::uniform_int_distribution<Int>(low, high)(generator); }
-
-// Eighths: their products are exact, so that float32 sees the same signs.
-Floats eighths(Int count) {
-  std::normal_distribution<float> distribution;
-  Floats found(count);
-  for (float& x : found) x = std::round(8 * distribution(generator)) / 8;
-  return found;
-}
 
 // Runs a pass on three threads; returns both means.
 template <typename Work>
@@ -43,25 +28,13 @@ Floats run(const Pixels& p, Work work) {
   return means;
 }
 
-bool close(const char* name, const Floats& got, const std::vector<double>& want) {
-  double scale = 1, error = 0;
-  for (double x : want) scale = std::max(scale, fabs(x));
-  for (size_t i = 0; i < want.size() && error == error; ++i) {
-    double e = fabs(got[i] - want[i]);
-    error = e <= error ? error : e;  // also if it is NaN
-  }
-  if (got.size() == want.size() && error <= 1e-5 * scale) return true;
-  printf("%s: error %g of %g\n", name, error, scale);
-  return false;
-}
-
 bool check(const Pixels& p) {
   const Int all = p.groups * p.pixels * p.channels;
   const Floats x = eighths(all), gradient = eighths(all), pivot = eighths(p.channels);
   const Floats gain = eighths(p.groups * p.channels), offset = eighths(p.groups * p.channels);
   bool fine = true;
   for (bool relu : {false, true}) {
-    std::vector<double> moments(p.groups * SUMS * p.channels), products(moments.size());
+    Doubles moments(p.groups * SUMS * p.channels), products(moments.size());
     for (Int i = 0; i < all; ++i) {
       const Int c = i % p.channels, group = i / p.channels / p.pixels, own = group * p.channels + c;
       const Int first = own, second = own + p.groups * p.channels;
@@ -75,10 +48,10 @@ bool check(const Pixels& p) {
     const GradientArrays from = {x.data(), gradient.data(), gain.data(), offset.data(), relu};
     fine &= close("moments", run(p, [&](Int task, float* sums) {
                     kernels_under_test.moments(p, x.data(), pivot.data(), sums, task);
-                  }), moments);
+                  }), moments, 1e-5);
     fine &= close(relu ? "products after a ReLU" : "products", run(p, [&](Int task, float* sums) {
                     kernels_under_test.products(p, from, sums, task);
-                  }), products);
+                  }), products, 1e-5);
   }
   return fine;
 }

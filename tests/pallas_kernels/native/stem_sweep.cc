@@ -3,39 +3,17 @@
 //
 // Every array has exactly the elements that it should have, and each task runs in a thread of three.
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <thread>
 #include <vector>
 
 #include "parallel.h"
+#include "random_arrays.h"
 #include "stem.h"
 
 extern const StemKernels kernels_under_test;
 
 namespace {
-
-using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
-
-std::mt19937_64 generator;
-
-Int draw(Int low, Int high) { return std::uniform_int_distribution<Int>(low, high)(generator); }
-
-Floats normal(Int count) {
-  std::normal_distribution<float> distribution;
-  Floats found(count);
-  for (float& x : found) x = distribution(generator);
-  return found;
-}
-
-// Eighths: their products and sums are exact, so that float32 sees the same signs.
-Floats eighths(Int count) {
-  Floats found = normal(count);
-  for (float& x : found) x = std::round(8 * x) / 8;
-  return found;
-}
 
 Stem random_stem() {
   Stem s{};
@@ -59,18 +37,6 @@ void run(const Stem& s, Int needed, Work work) {
   run_tasks(s.batch * stem_bands(s), 3, [&](auto task) { threads.emplace_back(task); },
             [&](Int task, Int worker) { work(task, memory[worker].data()); });
   for (std::thread& thread : threads) thread.join();
-}
-
-bool close(const char* name, const Floats& got, const Doubles& want) {
-  double scale = 1, error = 0;
-  for (double x : want) scale = std::max(scale, fabs(x));
-  for (size_t i = 0; i < want.size() && error == error; ++i) {
-    double e = fabs(got[i] - want[i]);
-    error = e <= error ? error : e;  // also if it is NaN
-  }
-  if (got.size() == want.size() && error <= 2e-5 * scale) return true;
-  printf("%s: error %g of %g\n", name, error, scale);
-  return false;
 }
 
 bool check(const Stem& s) {
@@ -128,10 +94,10 @@ bool check(const Stem& s) {
   run(s, kernels_under_test.backward_memory(s), [&](Int task, float* memory) {
     kernels_under_test.backward(s, inputs, gradients, found.data(), task, memory);
   });
-  bool fine = close("value", value_found, value);
-  fine &= close("key", keys_found, keys);
-  fine &= close("query", queries_found, queries);
-  return fine & close("sums", found, want);
+  bool fine = close("value", value_found, value, 2e-5);
+  fine &= close("key", keys_found, keys, 2e-5);
+  fine &= close("query", queries_found, queries, 2e-5);
+  return fine & close("sums", found, want, 2e-5);
 }
 
 }  // namespace

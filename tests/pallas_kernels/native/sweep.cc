@@ -13,30 +13,21 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <random>
 #include <thread>
 #include <vector>
 
 #include "parallel.h"
+#include "random_arrays.h"
 
 extern const Kernels kernels_under_test;
 
 namespace {
 
-using Floats = std::vector<float>;
-using Doubles = std::vector<double>;
-
-std::mt19937_64 generator;
-
-Int draw(Int low, Int high) { return std::uniform_int_distribution<Int>(low, high)(generator); }
-
 // Numbers that bfloat16 can hold, so that narrow arrays have the same.
-Floats normal(Int count) {
-  std::normal_distribution<float> distribution;
-  Floats found(count);
+Floats narrow_normal(Int count) {
+  Floats found = normal(count);
   for (float& x : found) {
     uint32_t bits;
-    x = distribution(generator);
     memcpy(&bits, &x, sizeof bits);
     bits &= 0xffff0000;
     memcpy(&x, &bits, sizeof bits);
@@ -192,24 +183,19 @@ void run(const Problem& p, Int floats, Work work) {
 }
 
 bool close(const char* name, const Elements& got, const Doubles& want, double rounding) {
-  double scale = 1, error = 0;
-  for (double x : want) scale = std::max(scale, fabs(x));
-  for (Int i = 0; i < got.count() && error == error; ++i) {
-    double e = fabs(got.at(i) - want[i]);
-    error = e <= error ? error : e;  // also if it is NaN
-  }
-  double limit = scale * (got.narrow() ? 1.0 / 128 : rounding);
-  if (got.count() == Int(want.size()) && error <= limit) return true;
-  printf("%s: error %g > %g\n", name, error, limit);
-  return false;
+  Floats found(got.count());
+  for (Int i = 0; i < got.count(); ++i) found[i] = got.at(i);
+  return close(name, found, want, got.narrow() ? 1.0 / 128 : rounding);
 }
 
 bool check(const Problem& p) {
   Int pixels = p.batch * p.out_height * p.out_width, inputs = p.batch * p.height * p.width;
   Int taps = p.kernel_height * p.kernel_width;
-  Floats query = normal(pixels * p.groups * p.depth), key = normal(inputs * p.groups * p.depth);
-  Floats value = normal(inputs * p.channels), prior = normal(p.priors * p.groups * taps);
-  Floats d_out = normal(pixels * p.channels);
+  Floats query = narrow_normal(pixels * p.groups * p.depth);
+  Floats key = narrow_normal(inputs * p.groups * p.depth);
+  Floats value = narrow_normal(inputs * p.channels);
+  Floats prior = narrow_normal(p.priors * p.groups * taps);
+  Floats d_out = narrow_normal(pixels * p.channels);
   bool narrow = draw(0, 2) == 0;
   Results want = reference(p, query, key, value, prior, d_out);
 
