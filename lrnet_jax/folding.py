@@ -51,8 +51,7 @@ def fold_norms(model: Network) -> Network:
         norm, linear = module.norm, _last(module.layer)
         if with_maps and any(linear is x for x in inputs):
             continue
-        gain = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-        offset = norm.bias[...] - norm.mean[...] * gain
+        gain, offset = norm.gain_and_offset()
         linear.kernel[...] = linear.kernel[...] * gain  # the last axis is that of the output
         module.norm = Shift(offset)  # type: ignore[assignment]  # it is called as a norm is
     return folded

@@ -88,16 +88,21 @@ class BatchNorm(nnx.Module):
         """
         dtype = self.dtype or x.dtype
         channels = self.scale.shape[0]
-        scale, bias, average_mean, average_var = self.filled_up(multiple)
         if self.use_running_average:
-            gain = scale * jax.lax.rsqrt(average_var + self.epsilon)
-            offset = bias - average_mean * gain
+            gain, offset = self.gain_and_offset(multiple)
             return (_affine_relu if relu else affine)(jnp.dtype(dtype), x, gain, offset)
 
+        scale, bias, average_mean, _ = self.filled_up(multiple)
         options = _Options(self.epsilon, self.axis_name, relu)
         y, mean, var = _normalize(options, self.to_groups(x), scale, bias, average_mean)
         self.move_averages(mean[:, :channels], var[:, :channels])
         return y.reshape(x.shape).astype(dtype)
+
+    def gain_and_offset(self, multiple: int = 1) -> tuple[jax.Array, jax.Array]:
+        """What evaluation computes, x * gain + offset, of channels filled up to a multiple."""
+        scale, bias, mean, var = self.filled_up(multiple)
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return gain, bias - mean * gain
 
     def filled_up(self, multiple: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Scale, bias, mean and variance, filled up by zeros to a multiple of channels."""

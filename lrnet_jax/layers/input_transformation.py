@@ -45,8 +45,7 @@ def transform_input(
     projections = relation.key.kernel[...], relation.query.kernel[...]
     options = Options(relation.strides, relation.implementation)
     if norm.use_running_average:
-        gain = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-        offset, mean_x = norm.bias[...] - norm.mean[...] * gain, jnp.zeros((1, x.shape[-1]))
+        (gain, offset), mean_x = norm.gain_and_offset(), jnp.zeros((1, x.shape[-1]))
         return image_maps(options, Inputs(x, mean_x, (kernel * gain)[None], offset, *projections))
     mean_x, covariance = map(keep, _moments(norm.to_groups(x), norm.axis_name))
     mean = _exact("ni,ic->nc", mean_x, kernel)
