@@ -132,7 +132,8 @@ struct BackwardMemory {
   float *d_keys, *d_values;    // rings as those of the window
   float *query, *d_query, *u, *out, *dot, *shift, *factor;  // targets, after their left margin
   float *weights, *d_logits;   // of the taps of a window row: targets
-  float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, (taps, groups) of the band
+  float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, and of the band
+  Int prior_floats;               // of either
   float* zeros;                   // of a pixel
   Int* row_of_slot;
 
@@ -151,16 +152,16 @@ struct BackwardMemory {
     factor = shift + row;
     weights = factor + row;
     d_logits = weights + p.kernel_width * row;
-    d_prior_row = arena.floats(taps * window.bias_row());
-    d_prior = arena.floats(taps * groups);
+    prior_floats = divide_up(taps * window.bias_row(), LANES) * LANES;
+    d_prior_row = arena.floats(prior_floats);
+    d_prior = arena.floats(prior_floats);
     zeros = arena.floats(16);
     row_of_slot = arena.indices(layout.ring);
   }
 
   void begin(const Problem& p) {
-    Int taps = p.kernel_height * p.kernel_width;
     zero(targets_, rows(p) * row);
-    zero(d_prior, taps * layout.groups);
+    zero(d_prior, prior_floats);
     zero(zeros, 16);
     for (Int s = 0; s < layout.ring; ++s) row_of_slot[s] = -1;
   }
@@ -318,7 +319,7 @@ template <int SIMILARITY, bool SCALAR>
 INLINE void differentiate_row(const Problem& p, const BackwardMemory& m, const Rows& rows, bool own) {
   const Window& w = m.window;
   for (Int d = 0; d < p.depth; ++d) zero(m.d_query + d * m.row, m.layout.lanes);
-  zero(m.d_prior_row, p.kernel_height * p.kernel_width * w.bias_row());
+  zero(m.d_prior_row, m.prior_floats);
   for (Int a = w.first; a < w.last; ++a) {
     bool gathers = rows.has(m.row_of_slot[w.slot[a]]);
     if (!own && !gathers) continue;
@@ -344,10 +345,19 @@ void write_own(const Problem& p, const BackwardArrays& arrays, const Task& task,
     for (Int i = 0; i < m.layout.lanes; ++i) m.d_query[d * m.row + i] *= slope_of_query(p);
   write_targets(p, m.layout, m.d_query, m.row, Slice::vectors(p, task),
                 (task.image * p.out_height + y) * p.out_width, arrays.d_query, m.window.wide);
-  Int bias_row = m.window.bias_row();
-  for (Int t = 0; t < p.kernel_height * p.kernel_width; ++t)
-    for (Int i = 0; i < bias_row; ++i)
-      m.d_prior[t * m.layout.groups + i % m.layout.groups] += m.d_prior_row[t * bias_row + i];
+  for (Int i = 0; i < m.prior_floats; i += LANES)
+    store(m.d_prior + i, load(m.d_prior + i) + load(m.d_prior_row + i));
+}
+
+// Adds what lanes of the same group have found.
+void write_prior(const Problem& p, const BackwardMemory& m, float* d_prior) {
+  const Int taps = p.kernel_height * p.kernel_width, bias_row = m.window.bias_row();
+  for (Int g = 0; g < m.layout.groups; ++g)
+    for (Int t = 0; t < taps; ++t) {
+      float sum = 0;
+      for (Int i = g; i < bias_row; i += m.layout.groups) sum += m.d_prior[t * bias_row + i];
+      d_prior[g * taps + t] = sum;
+    }
 }
 
 template <int SIMILARITY, bool SCALAR>
@@ -377,11 +387,8 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
     if (own) write_own(p, arrays, task, m, y);
   }
   write_inputs(p, arrays, task, m, p.height, &left);
-  Int taps = p.kernel_height * p.kernel_width;
   Int place = (task.image * plan.bands + task.band) * p.groups + task.first_group;
-  for (Int g = 0; g < task.groups; ++g)
-    for (Int t = 0; t < taps; ++t)
-      arrays.d_prior[(place + g) * taps + t] = m.d_prior[t * m.layout.groups + g];
+  write_prior(p, m, arrays.d_prior + place * p.kernel_height * p.kernel_width);
 }
 
 // Calls body(Constant<similarity>, Constant<D is 1>).

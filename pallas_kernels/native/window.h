@@ -80,9 +80,11 @@ class Window {
     zero(values, layout_.ring * value_row);
     Int taps = p_.kernel_height * p_.kernel_width;
     const float* own = prior + (task.image * p_.priors / p_.batch * p_.groups + task.first_group) * taps;
-    for (Int t = 0; t < taps; ++t)
+    for (Int t = 0; t < taps; ++t) {
+      float* bias = bias_ + t * bias_row_;
       for (Int i = 0; i < bias_row_; ++i)
-        bias_[t * bias_row_ + i] = own[i % layout_.groups * taps + t];
+        bias[i] = i < layout_.groups ? own[i * taps + t] : bias[i - layout_.groups];
+    }
     for (Int i = 0; i < layout_.whole_lanes; ++i)
       columns_[i] = i < layout_.lanes ? i / layout_.groups * p_.stride - pad_x(p_) : NOWHERE;
     for (Int b = 0; b < p_.kernel_width; ++b) {
