@@ -66,11 +66,11 @@ def _backward(spec: Spec) -> Callable[..., Arrays]:
         batch, groups = query.shape[0], query.shape[3]
         results = (
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)),
-            float32_shape((batch * plan.bands, groups, *spec.kernel_size)),
+            float32_shape((batch * plan.blocks, groups, *spec.kernel_size)),
             working_memory(plan.tasks, plan.backward_memory),
         )
         *gradients, d_prior = _call(library.BACKWARD, spec, sizes, results, *arrays)
-        d_prior = d_prior.reshape(batch, plan.bands, *d_prior.shape[1:]).sum(1)
+        d_prior = d_prior.reshape(batch, plan.blocks, *d_prior.shape[1:]).sum(1)
         return *gradients, d_prior
 
     return _over_images(call)

@@ -68,13 +68,18 @@ Problem problem(const int64_t* sizes, bool softmax, float scale) {
   return p;
 }
 
+// How many threads may work, if each needs so many floats of `memory`.
+Int count_workers(ffi::ThreadPool& pool, Int needed, ffi::Result<ffi::AnyBuffer>& memory) {
+  Int room = memory->dimensions()[0] * memory->dimensions()[1] / needed;
+  return least(least(room, most(1, pool.num_threads())), thread_limit);
+}
+
 // Each worker has a part of `memory` of its own.
 template <typename Work>
 ffi::Error run(ffi::ThreadPool& pool, Int tasks, Int needed, ffi::Result<ffi::AnyBuffer>& memory,
                Work work) {
-  Int room = memory->dimensions()[0] * memory->dimensions()[1] / needed;
-  if (room < 1) return ffi::Error::Internal("local relation: the memory for its tasks is too small");
-  Int workers = least(least(room, most(1, pool.num_threads())), thread_limit);
+  const Int workers = count_workers(pool, needed, memory);
+  if (workers < 1) return ffi::Error::Internal("local relation: the memory for its tasks is too small");
   float* floats = memory->typed_data<float>();
   run_tasks(tasks, workers, [&](auto task) { pool.Schedule(std::move(task)); },
             [=](Int task, Int worker) { work(task, floats + worker * needed); });
@@ -92,9 +97,10 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
                                 prior.typed_data<float>(),
                                 array(*out),   shift->typed_data<float>(),
                                 factor->typed_data<float>()};
-  const Plan plan = make_plan(p);
   const Kernels& k = kernels();
-  return run(pool, plan.tasks, k.forward_memory(p), memory, [=, &k](Int task, float* own) {
+  const Int needed = k.forward_memory(p);
+  const Plan plan = make_plan(p, count_workers(pool, needed, memory));
+  return run(pool, plan.tasks, needed, memory, [=, &k](Int task, float* own) {
     k.forward(p, arrays, make_task(p, plan, task), own);
   });
 }
@@ -110,9 +116,10 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer k
                                  shift.typed_data<float>(), factor.typed_data<float>(),
                                  array(*d_query), array(*d_key), array(*d_value),
                                  d_prior->typed_data<float>()};
-  const Plan plan = make_plan(p);
   const Kernels& k = kernels();
-  return run(pool, plan.tasks, k.backward_memory(p), memory, [=, &k](Int task, float* own) {
+  const Int needed = k.backward_memory(p);
+  const Plan plan = make_plan(p, count_workers(pool, needed, memory));
+  return run(pool, plan.tasks, needed, memory, [=, &k](Int task, float* own) {
     k.backward(p, arrays, plan, make_task(p, plan, task), own);
   });
 }
@@ -240,12 +247,13 @@ int local_relation_ffi_minor() { return XLA_FFI_API_MINOR; }
 // What the sources were when they were compiled (build.py).
 const char* local_relation_sources() { return SOURCES; }
 
-// How many bands an image has, how many tasks there are, and the floats that a worker needs for each
-// pass. Options beyond the sizes make no difference.
+// How many blocks an image has, how many tasks there are at most, and the floats that a worker needs
+// for each pass. Options beyond the sizes make no difference.
 void local_relation_plan(const int64_t* sizes, int64_t* plan) {
   const Problem p = problem(sizes, true, 1.0f);
-  plan[0] = make_plan(p).bands;
-  plan[1] = make_plan(p).tasks;
+  const Plan finest = make_plan(p, INT32_MAX);
+  plan[0] = finest.blocks;
+  plan[1] = finest.tasks;
   plan[2] = kernels().forward_memory(p);
   plan[3] = kernels().backward_memory(p);
 }

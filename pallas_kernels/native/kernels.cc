@@ -132,8 +132,8 @@ struct BackwardMemory {
   float *d_keys, *d_values;    // rings as those of the window
   float *query, *d_query, *u, *out, *dot, *shift, *factor;  // targets, after their left margin
   float *weights, *d_logits;   // of the taps of a window row: targets
-  float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, and of the band
-  Int prior_floats;               // of either
+  float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, and of a block of them
+  Int prior_floats;              // of either
   float* zeros;                   // of a pixel
   Int* row_of_slot;
 
@@ -374,6 +374,7 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
   Int last = least(p.out_height, (rows.last - 1 + pad_y(p)) / p.stride + 1);
   const ForwardArrays inputs = {arrays.query, arrays.key, arrays.value, arrays.prior, {}, {}, {}};
   m.window.begin(arrays.prior, task, y * p.stride - pad_y(p));
+  Int block = task.first_block;
   for (; y < last; ++y) {
     write_inputs(p, arrays, task, m, y * p.stride - pad_y(p), &left);
     m.window.advance(inputs, task, y, [&](Int slot, Int r) {
@@ -384,11 +385,14 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
     read_outputs(p, arrays, task, y, m);
     bool own = task.first_row <= y && y < task.last_row;
     differentiate_row<SIMILARITY, SCALAR>(p, m, rows, own);
-    if (own) write_own(p, arrays, task, m, y);
+    if (!own) continue;
+    write_own(p, arrays, task, m, y);
+    if (y + 1 < block_row(p, plan, block + 1)) continue;
+    Int place = (task.image * plan.blocks + block++) * p.groups + task.first_group;
+    write_prior(p, m, arrays.d_prior + place * p.kernel_height * p.kernel_width);
+    zero(m.d_prior, m.prior_floats);
   }
   write_inputs(p, arrays, task, m, p.height, &left);
-  Int place = (task.image * plan.bands + task.band) * p.groups + task.first_group;
-  write_prior(p, m, arrays.d_prior + place * p.kernel_height * p.kernel_width);
 }
 
 // Calls body(Constant<similarity>, Constant<D is 1>).
@@ -416,11 +420,11 @@ void backward(const Problem& p, const BackwardArrays& arrays, const Plan& plan, 
 }
 
 Int forward_memory(const Problem& p) {
-  return ForwardMemory(p, make_plan(p).chunk, nullptr).arena.used();
+  return ForwardMemory(p, make_plan(p, 1).chunk, nullptr).arena.used();
 }
 
 Int backward_memory(const Problem& p) {
-  return BackwardMemory(p, make_plan(p).chunk, nullptr).arena.used();
+  return BackwardMemory(p, make_plan(p, 1).chunk, nullptr).arena.used();
 }
 
 }  // namespace

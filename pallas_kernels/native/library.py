@@ -34,13 +34,13 @@ class Plan(NamedTuple):
     """How the library cuts a problem.
 
     Attributes:
-      bands: of output rows. The gradient of the prior has a part for each band of each image.
-      tasks: pieces of work, which run in any order.
+      blocks: of output rows. The gradient of the prior has a part for each block of each image.
+      tasks: pieces of work, which run in any order; fewer if there are few threads.
       forward_memory: float32 numbers that each thread needs.
       backward_memory: likewise.
     """
 
-    bands: int
+    blocks: int
     tasks: int
     forward_memory: int
     backward_memory: int

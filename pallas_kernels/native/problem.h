@@ -39,22 +39,25 @@ struct BackwardArrays {
   Array d_out;
   const float *shift, *factor;
   Array d_query, d_key, d_value;
-  float* d_prior;  // (batch * bands, groups, taps): a sum of its own for each band
+  float* d_prior;  // (batch * blocks, groups, taps): a sum of its own for each block of output rows
 };
 
 // The part of the work that one thread does in one go. Parts write to different memory.
 struct Task {
-  Int image, band;
+  Int image;
   Int first_group, groups;
+  Int first_block, last_block;
   Int first_row, last_row;  // of the output
 };
 
-// How the work is cut. It depends on the problem alone, and not on the machine or the number of
-// threads, because the order of some sums depends on it.
+// How the work is cut. Chunks and blocks depend on the problem alone, and not on the machine or the
+// number of threads, because the order of some sums depends on them. A band is as many blocks as a
+// thread does in one go.
 struct Plan {
   Int chunk;   // groups of a task; the last chunk of an image may have fewer
   Int chunks;  // of an image
-  Int bands;   // of output rows of an image
+  Int blocks;  // of output rows of an image
+  Int bands;   // of an image
   Int tasks;
 };
 
@@ -62,27 +65,36 @@ static inline Int least(Int a, Int b) { return a < b ? a : b; }
 static inline Int most(Int a, Int b) { return a > b ? a : b; }
 static inline Int divide_up(Int a, Int b) { return (a + b - 1) / b; }
 
-static inline Plan make_plan(const Problem& p) {
+static inline Plan make_plan(const Problem& p, Int workers) {
   // With 16 groups a step to the next column is a whole vector, so that all loads are aligned.
   Plan plan;
   plan.chunk = least(p.groups, 16);
   plan.chunks = divide_up(p.groups, plan.chunk);
-  // Enough tasks for many cores. A band of few rows would load most input rows twice.
-  Int wanted = divide_up(64, p.batch * plan.chunks);
-  plan.bands = most(1, least(wanted, p.out_height / 16));
+  // Enough blocks for many cores. One of few rows would load most input rows twice.
+  plan.blocks = most(1, least(divide_up(64, p.batch * plan.chunks), p.out_height / 16));
+  // A few tasks for each thread, so that all end at about the same time. Rows at the border of two
+  // bands are loaded twice, and the backward pass computes them twice.
+  plan.bands = least(plan.blocks, divide_up(4 * workers, p.batch * plan.chunks));
   plan.tasks = p.batch * plan.chunks * plan.bands;
   return plan;
+}
+
+// The first output row of a block.
+static inline Int block_row(const Problem& p, const Plan& plan, Int block) {
+  return block * p.out_height / plan.blocks;
 }
 
 static inline Task make_task(const Problem& p, const Plan& plan, Int number) {
   Task task;
   Int chunk = number % plan.chunks;
-  task.band = number / plan.chunks % plan.bands;
+  Int band = number / plan.chunks % plan.bands;
   task.image = number / plan.chunks / plan.bands;
   task.first_group = chunk * plan.chunk;
   task.groups = least(plan.chunk, p.groups - task.first_group);
-  task.first_row = task.band * p.out_height / plan.bands;
-  task.last_row = (task.band + 1) * p.out_height / plan.bands;
+  task.first_block = band * plan.blocks / plan.bands;
+  task.last_block = (band + 1) * plan.blocks / plan.bands;
+  task.first_row = block_row(p, plan, task.first_block);
+  task.last_row = block_row(p, plan, task.last_block);
   return task;
 }
 

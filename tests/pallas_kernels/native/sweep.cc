@@ -172,7 +172,7 @@ Problem random_problem() {
 // Runs a pass on three threads. Each has as much memory as it may use, and no more.
 template <typename Work>
 void run(const Problem& p, Int floats, Work work) {
-  const Plan plan = make_plan(p);
+  const Plan plan = make_plan(p, 3);
   std::vector<Elements*> memory;
   for (int i = 0; i < 3; ++i) memory.push_back(new Elements(floats, false));
   std::vector<std::thread> threads;
@@ -211,9 +211,9 @@ bool check(const Problem& p) {
     });
   }
 
-  Int bands = make_plan(p).bands;
+  Int blocks = make_plan(p, 3).blocks;
   Elements dq(q.count(), narrow), dk(k.count(), narrow), dv(v.count(), narrow);
-  Elements parts(p.batch * bands * p.groups * taps, false), dp(bias.count(), false);
+  Elements parts(p.batch * blocks * p.groups * taps, false), dp(bias.count(), false);
   const BackwardArrays arrays = {q.array(), k.array(), v.array(), bias.floats(), exact.floats(),
                                  g.array(), shift.floats(), factor.floats(), dq.array(),
                                  dk.array(), dv.array(), parts.floats()};
@@ -222,7 +222,7 @@ bool check(const Problem& p) {
   });
   memset(dp.floats(), 0, sizeof(float) * dp.count());
   for (Int i = 0; i < parts.count(); ++i) {
-    Int part = i / (p.groups * taps), prior_of = part / bands * p.priors / p.batch;
+    Int part = i / (p.groups * taps), prior_of = part / blocks * p.priors / p.batch;
     dp.floats()[prior_of * p.groups * taps + i % (p.groups * taps)] += parts.floats()[i];
   }
   // Sums of up to some thousand products of normal numbers, in float32.

@@ -80,10 +80,10 @@ def test_one_instruction_set_needs_no_choice():
 
 @needs_library
 def test_results_do_not_depend_on_the_number_of_threads(use):
-    """Several images, bands and chunks of groups, the last of each smaller."""
+    """Several images, blocks and chunks of groups, the last of each smaller."""
     shape = Shape("threads", 35, 19, 130, Spec((3, 3), 8), batch=2)
     plan = library.plan((2, 35, 19, 130, 35, 19, 17, 1, 3, 3, 8, 1, 1, 1, 0))
-    assert plan.bands == 2
+    assert plan.blocks == 2
     assert plan.tasks == 2 * 2 * 2
     inputs, cotangent = make_inputs(shape), make_cotangent(shape)
     for instruction_set in instruction_sets:
