@@ -19,7 +19,7 @@ from lrnet_jax.layers.channel_transformation import (
     fan_in_normal,
 )
 from lrnet_jax.layers.full_image import FullImageRelation
-from lrnet_jax.layers.input_transformation import is_input, transform_input
+from lrnet_jax.layers.input_transformation import is_input, relate_input
 from lrnet_jax.layers.kept import first_recomputed, keep, recomputed
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
@@ -162,8 +162,8 @@ def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax
     """The stem before and after its pool."""
     first, last = layers[0], layers[-1]
     if isinstance(last.layer, LocalRelation) and is_input(first.layer):
-        maps = transform_input(first.layer, first.norm, last.layer, x)
-        x = last.normalized(keep(last.applied(maps)), relu=True)
+        related = relate_input(first.layer, first.norm, last.layer, x)
+        x = last.normalized(keep(related), relu=True)
     else:
         for layer in layers:
             x = layer(x, relu=True)

@@ -120,6 +120,12 @@ def _kernel_forward(stride: int, kernels: _Kernels, inputs: Inputs) -> Maps:
     return kernels.forward(inputs, stride)
 
 
+def native_gradients(stride: int, inputs: Inputs, d_maps: Maps) -> Inputs:
+    """The gradients by the library, on a CPU that has it."""
+    # The gradient of the image is linear in those of the maps, so it does not need the value.
+    return _kernel_backward(stride, _KERNELS["cpu"], inputs, d_maps.value, d_maps)
+
+
 def _kernel_backward(
     stride: int, kernels: _Kernels, inputs: Inputs, value: jax.Array, d_maps: Maps
 ) -> Inputs:

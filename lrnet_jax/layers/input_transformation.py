@@ -11,6 +11,7 @@ from typing import TypeGuard
 import jax
 import jax.numpy as jnp
 
+from lrnet_jax.layers import image_relation
 from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import ChannelTransformation
 from lrnet_jax.layers.image_maps import Options, image_maps
@@ -41,12 +42,35 @@ def transform_input(
     Raises:
       ValueError: the batch is not a multiple of the norm's `group_images`.
     """
+    return _maps(relation, _linear_map(layer, norm, relation, x))
+
+
+def relate_input(
+    layer: ChannelTransformation, norm: BatchNorm, relation: LocalRelation, x: jax.Array
+) -> jax.Array:
+    """relation(relu(norm(layer(x)))); arguments and errors are those of `transform_input`."""
+    inputs = _linear_map(layer, norm, relation, x)
+    options = image_relation.Options(relation.spec, relation.implementation)
+    if image_relation.unavailable(options, inputs) is None:
+        prior = relation.geometric_prior()
+        return relation.output(image_relation.image_relation(options, inputs, prior))
+    return relation.of_maps(_maps(relation, inputs))
+
+
+def _maps(relation: LocalRelation, inputs: Inputs) -> Maps:
+    maps = image_maps(Options(relation.strides, relation.implementation), inputs)
+    return Maps(maps.value, keep(maps.key), keep(maps.query))
+
+
+def _linear_map(
+    layer: ChannelTransformation, norm: BatchNorm, relation: LocalRelation, x: jax.Array
+) -> Inputs:
+    """What values, keys and queries are computed from. Moves the averages of the norm."""
     kernel = layer.kernel[...].astype(jnp.float32)
     projections = relation.key.kernel[...], relation.query.kernel[...]
-    options = Options(relation.strides, relation.implementation)
     if norm.use_running_average:
         (gain, offset), mean_x = norm.gain_and_offset(), jnp.zeros((1, x.shape[-1]))
-        return image_maps(options, Inputs(x, mean_x, (kernel * gain)[None], offset, *projections))
+        return Inputs(x, mean_x, (kernel * gain)[None], offset, *projections)
     mean_x, covariance = map(keep, _moments(norm.to_groups(x), norm.axis_name))
     mean = _exact("ni,ic->nc", mean_x, kernel)
     # Rounding may leave a constant channel a variance just below zero.
@@ -54,9 +78,7 @@ def transform_input(
     norm.move_averages(mean, var)
     gain = norm.scale[...] * jax.lax.rsqrt(var + norm.epsilon)
     # About the mean of the image: sums of products with the gradient do not cancel then.
-    inputs = Inputs(x, mean_x, kernel * gain[:, None], norm.bias[...], *projections)
-    maps = image_maps(options, inputs)
-    return Maps(maps.value, keep(maps.key), keep(maps.query))
+    return Inputs(x, mean_x, kernel * gain[:, None], norm.bias[...], *projections)
 
 
 def _exact(subscripts: str, *arrays: jax.Array) -> jax.Array:

@@ -1,5 +1,7 @@
 """The local relation layer, a drop-in for a k x k convolution."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.relation import Relation
 from pallas_kernels import local_relation
 from pallas_kernels.pallas.stem import Maps
-from pallas_kernels.spec import Normalization, Similarity
+from pallas_kernels.spec import Normalization, Similarity, Spec
+from pallas_kernels.validation import make_spec
 
 
 class LocalRelation(Relation):
@@ -99,6 +102,19 @@ class LocalRelation(Relation):
         self.dilation = dilation
         self.implementation = implementation
 
+    @property
+    def spec(self) -> Spec:
+        """The options of the operator."""
+        return make_spec(
+            self.kernel_size,
+            self.channels_per_group,
+            self.strides,
+            self.dilation,
+            self.similarity,
+            self.scale,
+            self.normalization,
+        )
+
     def prior_positions(self) -> tuple[np.ndarray, np.ndarray]:
         """The relative positions of the window's taps on both axes, (k,) float32 each."""
         positions = window_positions(self.kernel_size)
@@ -143,17 +159,6 @@ class LocalRelation(Relation):
 
     def aggregate(self, query: jax.Array, key: jax.Array, x: jax.Array) -> jax.Array:
         """(B, Ho, Wo, C) before the last transformation, of query, key and the values x."""
-        return local_relation(
-            query,
-            key,
-            x,
-            self.geometric_prior(),
-            kernel_size=self.kernel_size,
-            channels_per_group=self.channels_per_group,
-            stride=self.strides,
-            dilation=self.dilation,
-            similarity=self.similarity,
-            scale=self.scale,
-            normalization=self.normalization,
-            implementation=self.implementation,
-        )
+        options = dataclasses.asdict(self.spec)
+        prior = self.geometric_prior()
+        return local_relation(query, key, x, prior, **options, implementation=self.implementation)

@@ -3,7 +3,8 @@
 `kernels.cc` explains the algorithm and is the file to read first. `layout.h`, `window.h` and
 `vectors.h` are what it is made of. `ffi.cc` and `calls.py` are the two ends of the custom calls,
 `build.py` compiles, and `library.py` loads. `stem.cc` and `stem.py` are another operation: what the
-first layer of a network makes of images. `channel_sums.cc` and `channel_sums.py` take the means
+first layer of a network makes of images. `image_rows.h` and `images.py` are a local relation that
+computes its values from images. `channel_sums.cc` and `channel_sums.py` take the means
 that batch normalisation needs.
 
 The library is compiled when the package is installed, if there is a C++ compiler. A program that

@@ -44,61 +44,79 @@ def backward(spec: Spec, *arrays: jax.Array) -> Arrays:
 
 @functools.cache
 def _forward(spec: Spec, out_dtype: np.dtype) -> Callable[..., Arrays]:
-    def call(query: jax.Array, key: jax.Array, value: jax.Array, prior: jax.Array) -> Arrays:
+    def run(query: jax.Array, key: jax.Array, value: jax.Array, prior: jax.Array) -> Arrays:
         pixels = query.shape[:-1]
         normalizer = float32_shape(pixels if spec.normalization == "softmax" else (0,))
         out = jax.ShapeDtypeStruct((*pixels[:-1], value.shape[-1]), out_dtype)
-        sizes = _sizes(spec, query, value, prior)
-        plan = library.plan(sizes)
+        numbers = sizes(spec, value.shape, query.shape[1:], prior.shape[0])
+        plan = library.plan(numbers)
         memory = working_memory(plan.tasks, plan.forward_memory)
         results = (out, normalizer, normalizer, memory)
-        return _call(library.FORWARD, spec, sizes, results, query, key, value, prior)
+        return call(library.FORWARD, spec, numbers, results, query, key, value, prior)
 
-    return _over_images(call)
+    return _over_images(run)
 
 
 @functools.cache
 def _backward(spec: Spec) -> Callable[..., Arrays]:
-    def call(*arrays: jax.Array) -> Arrays:
+    def run(*arrays: jax.Array) -> Arrays:
         query, key, value, prior, *_ = arrays
-        sizes = _sizes(spec, query, value, prior)
-        plan = library.plan(sizes)
+        numbers = sizes(spec, value.shape, query.shape[1:], prior.shape[0])
+        plan = library.plan(numbers)
         batch, groups = query.shape[0], query.shape[3]
         results = (
             *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (query, key, value)),
             float32_shape((batch * plan.blocks, groups, *spec.kernel_size)),
             working_memory(plan.tasks, plan.backward_memory),
         )
-        *gradients, d_prior = _call(library.BACKWARD, spec, sizes, results, *arrays)
+        *gradients, d_prior = call(library.BACKWARD, spec, numbers, results, *arrays)
         d_prior = d_prior.reshape(batch, plan.blocks, *d_prior.shape[1:]).sum(1)
         return *gradients, d_prior
 
-    return _over_images(call)
+    return _over_images(run)
 
 
-def _call(
-    name: str, spec: Spec, sizes: tuple[int, ...], results: tuple, *arrays: jax.Array
+def call(
+    name: str, spec: Spec, numbers: tuple[int, ...], results: tuple, *arrays: jax.Array
 ) -> Arrays:
     """The results of a custom call but for the last, which is memory that it works in."""
     options = {
-        "sizes": np.array(sizes, np.int64),
+        "sizes": np.array(numbers, np.int64),
         "softmax": spec.normalization == "softmax",
         "scale": np.float32(spec.scale),
     }
-    return tuple(jax.ffi.ffi_call(name, results)(*arrays, **options))[:-1]
+    return tuple(jax.ffi.ffi_call(name, results, vmap_method="sequential")(*arrays, **options))[:-1]
 
 
-def _sizes(spec: Spec, query: jax.Array, value: jax.Array, prior: jax.Array) -> tuple[int, ...]:
-    """The fields of `Problem` in `problem.h`, in order."""
+def sizes(
+    spec: Spec,
+    value: tuple[int, ...],
+    targets: tuple[int, ...],
+    priors: int,
+    inputs: int = 0,
+    means: int = 0,
+) -> tuple[int, ...]:
+    """The fields of `Problem` in `problem.h`, in order.
+
+    Args:
+      spec: the options.
+      value: (B, H, W, C).
+      targets: (Ho, Wo, G, D).
+      priors: how many.
+      inputs: channels of the images that values are computed from, if they are.
+      means: how many means these images have.
+    """
     return (
-        *value.shape,
-        *query.shape[1:],
+        *value,
+        *targets,
         *spec.kernel_size,
         spec.channels_per_group,
         spec.stride,
         spec.dilation,
-        prior.shape[0],
+        priors,
         SIMILARITIES.index(spec.similarity),
+        inputs,
+        means,
     )
 
 

@@ -59,6 +59,9 @@ Array array(const ffi::AnyBuffer& buffer) {
   return {buffer.untyped_data(), buffer.element_type() == ffi::DataType::BF16};
 }
 
+// Null where XLA passes no memory, because an array is empty.
+float* floats(const ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
+
 // `sizes` are the fields of Problem in order, but for softmax and scale.
 Problem problem(const int64_t* sizes, bool softmax, float scale) {
   Problem p;
@@ -89,14 +92,8 @@ ffi::Error run(ffi::ThreadPool& pool, Int tasks, Int needed, ffi::Result<ffi::An
 using Sizes = ffi::Span<const int64_t>;
 using Result = ffi::Result<ffi::AnyBuffer>;
 
-ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
-                   ffi::AnyBuffer value, ffi::AnyBuffer prior, Result out, Result shift,
-                   Result factor, Result memory, Sizes sizes, bool softmax, float scale) {
-  const Problem p = problem(sizes.begin(), softmax, scale);
-  const ForwardArrays arrays = {array(query),  array(key), array(value),
-                                prior.typed_data<float>(),
-                                array(*out),   shift->typed_data<float>(),
-                                factor->typed_data<float>()};
+ffi::Error run_forward(ffi::ThreadPool& pool, const Problem& p, const ForwardArrays& arrays,
+                       Result& memory) {
   const Kernels& k = kernels();
   const Int needed = k.forward_memory(p);
   const Plan plan = make_plan(p, count_workers(pool, needed, memory));
@@ -105,17 +102,8 @@ ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer ke
   });
 }
 
-ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
-                    ffi::AnyBuffer value, ffi::AnyBuffer prior, ffi::AnyBuffer out,
-                    ffi::AnyBuffer d_out, ffi::AnyBuffer shift, ffi::AnyBuffer factor,
-                    Result d_query, Result d_key, Result d_value, Result d_prior, Result memory,
-                    Sizes sizes, bool softmax, float scale) {
-  const Problem p = problem(sizes.begin(), softmax, scale);
-  const BackwardArrays arrays = {array(query), array(key), array(value), prior.typed_data<float>(),
-                                 out.typed_data<float>(), array(d_out),
-                                 shift.typed_data<float>(), factor.typed_data<float>(),
-                                 array(*d_query), array(*d_key), array(*d_value),
-                                 d_prior->typed_data<float>()};
+ffi::Error run_backward(ffi::ThreadPool& pool, const Problem& p, const BackwardArrays& arrays,
+                        Result& memory) {
   const Kernels& k = kernels();
   const Int needed = k.backward_memory(p);
   const Plan plan = make_plan(p, count_workers(pool, needed, memory));
@@ -124,14 +112,56 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer k
   });
 }
 
+ffi::Error forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                   ffi::AnyBuffer value, ffi::AnyBuffer prior, Result out, Result shift,
+                   Result factor, Result memory, Sizes sizes, bool softmax, float scale) {
+  const ForwardArrays arrays = {array(query), array(key), array(value), floats(prior),
+                                array(*out), floats(*shift), floats(*factor), {}};
+  return run_forward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
+}
+
+ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                    ffi::AnyBuffer value, ffi::AnyBuffer prior, ffi::AnyBuffer out,
+                    ffi::AnyBuffer d_out, ffi::AnyBuffer shift, ffi::AnyBuffer factor,
+                    Result d_query, Result d_key, Result d_value, Result d_prior, Result memory,
+                    Sizes sizes, bool softmax, float scale) {
+  const BackwardArrays arrays = {array(query), array(key), array(value), floats(prior),
+                                 floats(out), array(d_out), floats(shift), floats(factor),
+                                 array(*d_query), array(*d_key), array(*d_value),
+                                 floats(*d_prior), {}};
+  return run_backward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
+}
+
+// The same with values that are computed from an image.
+ffi::Error image_forward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                         ffi::AnyBuffer x, ffi::AnyBuffer mean, ffi::AnyBuffer weights,
+                         ffi::AnyBuffer bias, ffi::AnyBuffer prior, Result out, Result shift,
+                         Result factor, Result memory, Sizes sizes, bool softmax, float scale) {
+  const ForwardArrays arrays = {array(query), array(key), {}, floats(prior), array(*out),
+                                floats(*shift), floats(*factor),
+                                {floats(x), floats(mean), floats(weights), floats(bias)}};
+  return run_forward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
+}
+
+ffi::Error image_backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer key,
+                          ffi::AnyBuffer x, ffi::AnyBuffer mean, ffi::AnyBuffer weights,
+                          ffi::AnyBuffer bias, ffi::AnyBuffer prior, ffi::AnyBuffer out,
+                          ffi::AnyBuffer d_out, ffi::AnyBuffer shift, ffi::AnyBuffer factor,
+                          Result d_query, Result d_key, Result d_value, Result d_prior,
+                          Result memory, Sizes sizes, bool softmax, float scale) {
+  const BackwardArrays arrays = {array(query), array(key), {}, floats(prior),
+                                 floats(out), array(d_out), floats(shift), floats(factor),
+                                 array(*d_query), array(*d_key), array(*d_value),
+                                 floats(*d_prior),
+                                 {floats(x), floats(mean), floats(weights), floats(bias)}};
+  return run_backward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
+}
+
 Stem stem(const Sizes& sizes) {
   Stem s;
   memcpy(&s, sizes.begin(), sizeof s);
   return s;
 }
-
-// Null where XLA passes no memory, because an array is empty.
-float* floats(const ffi::AnyBuffer& buffer) { return static_cast<float*>(buffer.untyped_data()); }
 
 StemInputs stem_inputs(const ffi::AnyBuffer& x, const ffi::AnyBuffer& mean,
                        const ffi::AnyBuffer& weights, const ffi::AnyBuffer& bias,
@@ -145,7 +175,8 @@ ffi::Error stem_forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer m
                         Result memory, Sizes sizes) {
   const Stem s = stem(sizes);
   const StemInputs inputs = stem_inputs(x, mean, weights, bias, key, query);
-  const StemMaps maps = {floats(*value), floats(*keys), floats(*queries)};
+  const StemMaps maps = {value->element_count() ? floats(*value) : nullptr, floats(*keys),
+                         floats(*queries)};
   const StemKernels& k = stem_kernels();
   return run(pool, s.batch * stem_bands(s), k.forward_memory(s), memory,
              [=, &k](Int task, float* own) { k.forward(s, inputs, maps, task, own); });
@@ -218,6 +249,17 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_backward, backward,
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
                                   .ARGUMENT.RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_image_forward, image_forward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .RESULT.RESULT.RESULT.RESULT.OPTIONS);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_image_backward, image_backward,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
+                                  .RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_forward, stem_forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

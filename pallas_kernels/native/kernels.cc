@@ -1,7 +1,8 @@
 // Local relation on CPUs: one task of the forward and of the backward pass.
 //
 // A task is one image, a chunk of at most 16 groups, and a band of output rows. layout.h says how it
-// holds rows; window.h how it walks over input rows. Output rows are computed one by one.
+// holds rows; window.h how it walks over input rows. Output rows are computed one by one. Values are
+// read, or computed from an image (image_rows.h).
 //
 // Forward, for a vector of lanes: the logits of all taps and their maximum; one exponential a tap;
 // then the channels of the group, up to 8 sums in registers at a time.
@@ -99,7 +100,7 @@ void forward_task(const Problem& p, const ForwardArrays& arrays, const Task& tas
   const Layout& layout = m.layout;
   const Slice vectors = Slice::vectors(p, task), channels = Slice::channels(p, task);
   const Slice groups = {1, p.groups, task.first_group, task.groups};
-  m.window.begin(arrays.prior, task, task.first_row * p.stride - pad_y(p));
+  m.window.begin(arrays, task, task.first_row * p.stride - pad_y(p));
   zero(m.query, p.depth * layout.whole_lanes);
   float* shifts = m.out + p.channels_per_group * layout.whole_lanes;
   float* factors = shifts + layout.whole_lanes;
@@ -190,6 +191,9 @@ void read_outputs(const Problem& p, const BackwardArrays& arrays, const Task& ta
     read_targets(p, layout, array, slice, pixel, target, row, m.window.wide);
   };
   read(arrays.query, Slice::vectors(p, task), m.query);
+  // What a partial group has not is not read: a NaN that scaled it would stay there.
+  for (Int i = channels.count - (task.groups - 1) * channels.size; i < channels.size; ++i)
+    zero(m.u + i * row, layout.lanes);
   read(arrays.d_out, channels, m.u);
   if (!p.softmax) return;
   read({const_cast<float*>(arrays.out), false}, channels, m.out);
@@ -372,8 +376,9 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
   // The outputs that read rows of the band.
   Int y = most(0, divide_up(rows.first + pad_y(p) - m.layout.span + 1, p.stride));
   Int last = least(p.out_height, (rows.last - 1 + pad_y(p)) / p.stride + 1);
-  const ForwardArrays inputs = {arrays.query, arrays.key, arrays.value, arrays.prior, {}, {}, {}};
-  m.window.begin(arrays.prior, task, y * p.stride - pad_y(p));
+  const ForwardArrays inputs = {arrays.query, arrays.key, arrays.value, arrays.prior, {}, {}, {},
+                                arrays.image};
+  m.window.begin(inputs, task, y * p.stride - pad_y(p));
   Int block = task.first_block;
   for (; y < last; ++y) {
     write_inputs(p, arrays, task, m, y * p.stride - pad_y(p), &left);

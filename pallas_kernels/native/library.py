@@ -15,11 +15,16 @@ FILE = build.FOLDER / build.LIBRARY
 
 FORWARD = "lrnet_cpu_forward"
 BACKWARD = "lrnet_cpu_backward"
+IMAGE_FORWARD = "lrnet_cpu_image_forward"
+IMAGE_BACKWARD = "lrnet_cpu_image_backward"
 STEM_FORWARD = "lrnet_cpu_stem_forward"
 STEM_BACKWARD = "lrnet_cpu_stem_backward"
 MOMENTS = "lrnet_cpu_moments"
 PRODUCTS = "lrnet_cpu_products"
-TARGETS = (FORWARD, BACKWARD, STEM_FORWARD, STEM_BACKWARD, MOMENTS, PRODUCTS)
+TARGETS = (
+    FORWARD, BACKWARD, IMAGE_FORWARD, IMAGE_BACKWARD, STEM_FORWARD, STEM_BACKWARD,
+    MOMENTS, PRODUCTS,
+)  # fmt: skip
 REBUILD = "`python -m pallas_kernels.native`"
 
 

@@ -14,6 +14,8 @@ struct Problem {
   Int kernel_height, kernel_width, channels_per_group, stride, dilation;
   Int priors;  // images [i * batch / priors, (i + 1) * batch / priors) have prior i
   Int similarity;
+  Int inputs;  // channels of the images that values are computed from; 0 where they are an array
+  Int means;   // images [i * batch / means, (i + 1) * batch / means) have mean and weights i
   bool softmax;
   float scale;
 };
@@ -24,12 +26,20 @@ struct Array {
   bool narrow;
 };
 
-// Named as in pallas_kernels/spec.py. Without softmax there is no shift and no factor.
+// Images that values are computed from, value = relu((x - mean) @ weights + bias), as float32: x is
+// (batch, height, width, inputs), mean (means, inputs), weights (means, inputs, channels).
+struct ImageArrays {
+  const float *x, *mean, *weights, *bias;
+};
+
+// Named as in pallas_kernels/spec.py. Without softmax there is no shift and no factor. The value is
+// not read where the image is.
 struct ForwardArrays {
   Array query, key, value;
   const float* prior;
   Array out;
   float *shift, *factor;
+  ImageArrays image;
 };
 
 struct BackwardArrays {
@@ -40,6 +50,7 @@ struct BackwardArrays {
   const float *shift, *factor;
   Array d_query, d_key, d_value;
   float* d_prior;  // (batch * blocks, groups, taps): a sum of its own for each block of output rows
+  ImageArrays image;
 };
 
 // The part of the work that one thread does in one go. Parts write to different memory.

@@ -3,7 +3,8 @@
 //     value = relu((x - mean) @ weights + bias)     key = value @ key     query = value @ query
 //
 // Images have few channels and values have many, at every pixel. What costs is to move the values, so
-// they are written once in the forward pass. In the backward pass they are computed again, and their
+// they are written once in the forward pass, or not at all: image_rows.h computes them where a local
+// relation needs them. In the backward pass they are computed again, and their
 // gradient is read once. Nothing of its size is written:
 //
 //     d_value += d_key @ key^T + d_query @ query^T,  0 where the value is 0
@@ -53,9 +54,6 @@ struct Planes {
       for (Int x = 0; x < targets; ++x) strided[i * target_row + x] = pixels[i * row + x * s.stride];
   }
 };
-
-// A ReLU that keeps a NaN.
-INLINE Floats rectified(Floats x) { return x < 0.0f ? Floats{} : x; }
 
 // Weights and bias of a vector of channels.
 template <int INPUTS>
@@ -115,7 +113,7 @@ void forward_task(const Stem& s, const StemInputs& from, const StemMaps& to, Int
   for (Int y = band * s.height / bands; y < (band + 1) * s.height / bands; ++y) {
     const Int pixel = (image * s.height + y) * s.width;
     planes.read(s, from, image, y);
-    for (Int c = 0; c < s.channels; c += LANES) {
+    for (Int c = 0; to.value && c < s.channels; c += LANES) {
       const Linear<INPUTS> linear(s, from, image, c);
       float* target = to.value + pixel * s.channels + c;
       for (Int x = 0; x < s.width; ++x, target += s.channels)

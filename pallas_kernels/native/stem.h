@@ -16,6 +16,7 @@ struct StemInputs {
   const float *x, *mean, *weights, *bias, *key, *query;
 };
 
+// Without a value, keys and queries alone are written.
 struct StemMaps {
   float *value, *key, *query;
 };

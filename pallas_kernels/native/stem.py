@@ -34,9 +34,20 @@ def forward(inputs: Inputs, stride: int) -> Maps:
       inputs: the arrays.
       stride: of the queries.
     """
+    return _forward(inputs, stride, map_shapes(inputs, stride))
+
+
+def keys_and_queries(inputs: Inputs, stride: int) -> tuple[jax.Array, jax.Array]:
+    """The maps without the value, which is not written; arguments as in `forward`."""
+    shapes = calls.float32_shape((0,)), *map_shapes(inputs, stride)[1:]
+    _, key, query = _forward(inputs, stride, shapes)
+    return key, query
+
+
+def _forward(inputs: Inputs, stride: int, shapes: tuple) -> Maps:
     sizes = _sizes(inputs, stride)
     plan = library.stem_plan(sizes)
-    results = (*map_shapes(inputs, stride), calls.working_memory(plan.tasks, plan.forward_memory))
+    results = (*shapes, calls.working_memory(plan.tasks, plan.forward_memory))
     return Maps(*_call(library.STEM_FORWARD, sizes, results, *inputs)[:-1])
 
 

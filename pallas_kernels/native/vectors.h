@@ -45,6 +45,9 @@ INLINE void fetch_ahead(const float* p) { __builtin_prefetch(p + AHEAD); }
 
 INLINE Floats all(float x) { return x - Floats{}; }
 
+// A ReLU that keeps a NaN.
+INLINE Floats rectified(Floats x) { return x < 0.0f ? Floats{} : x; }
+
 // `count` floats are there, the others are zero.
 INLINE Floats load_some(const float* source, Int count) {
   if (count >= LANES) return load(source);

@@ -1,6 +1,6 @@
 // What both passes share: the input rows that windows read, the taps of a window, the logits.
 #pragma once
-#include "layout.h"
+#include "image_rows.h"
 
 namespace {
 
@@ -57,7 +57,7 @@ inline float slope_of_key(const Problem& p) {
 class Window {
  public:
   Window(const Problem& p, const Layout& layout, Arena& memory)
-      : p_(p), layout_(layout), bias_row_(layout.groups + 16) {
+      : p_(p), layout_(layout), bias_row_(layout.groups + 16), image_(p, layout, memory) {
     key_row = p.stride * p.depth * layout.whole_columns;
     value_row = p.stride * p.channels_per_group * layout.whole_columns;
     keys = memory.floats(layout.ring * key_row);
@@ -73,18 +73,20 @@ class Window {
   }
 
   // Fills what is the same for all rows. `first_row` is the first input row that will be needed.
-  void begin(const float* prior, const Task& task, Int first_row) {
+  void begin(const ForwardArrays& from, const Task& task, Int first_row) {
     next_ = most(0, first_row);
     // No row fills the columns beyond the image, so they remain zero.
     zero(keys, layout_.ring * key_row);
     zero(values, layout_.ring * value_row);
     Int taps = p_.kernel_height * p_.kernel_width;
-    const float* own = prior + (task.image * p_.priors / p_.batch * p_.groups + task.first_group) * taps;
+    const float* own =
+        from.prior + (task.image * p_.priors / p_.batch * p_.groups + task.first_group) * taps;
     for (Int t = 0; t < taps; ++t) {
       float* bias = bias_ + t * bias_row_;
       for (Int i = 0; i < bias_row_; ++i)
         bias[i] = i < layout_.groups ? own[i * taps + t] : bias[i - layout_.groups];
     }
+    if (p_.inputs) image_.begin(from.image, task);
     for (Int i = 0; i < layout_.whole_lanes; ++i)
       columns_[i] = i < layout_.lanes ? i / layout_.groups * p_.stride - pad_x(p_) : NOWHERE;
     for (Int b = 0; b < p_.kernel_width; ++b) {
@@ -105,8 +107,12 @@ class Window {
       Int s = r % layout_.ring, pixel = (task.image * p_.height + r) * p_.width;
       entering(s, r);
       read_sources(p_, layout_, from.key, Slice::vectors(p_, task), pixel, keys + s * key_row, wide);
-      read_sources(p_, layout_, from.value, Slice::channels(p_, task), pixel,
-                   values + s * value_row, wide);
+      if (p_.inputs) {
+        image_.fill(r, values + s * value_row);
+      } else {
+        read_sources(p_, layout_, from.value, Slice::channels(p_, task), pixel,
+                     values + s * value_row, wide);
+      }
     }
     next_ = most(next_, end);
     first = top < 0 ? divide_up(-top, p_.dilation) : 0;
@@ -148,6 +154,7 @@ class Window {
   float* bias_;  // (taps, groups + 16), so that a vector can begin at any group
   int32_t* columns_;
   Int next_;  // the first row not read
+  ImageRows image_;
 };
 
 }  // namespace

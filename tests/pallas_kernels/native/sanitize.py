@@ -36,12 +36,12 @@ def compile_sweep(file: pathlib.Path, source: str, sanitizer: str, instruction_s
     subprocess.run(command, check=True)
 
 
-def arguments(shape: Shape) -> list[str]:
-    """A shape as the sweep takes it."""
+def arguments(shape: Shape, inputs: int = 0) -> list[str]:
+    """A shape as the sweep takes it, with values from images of `inputs` channels if there are."""
     spec = shape.spec
     sizes = (
         *shape.value, *shape.query[1:], *spec.kernel_size, spec.channels_per_group, spec.stride,
-        spec.dilation, 1, SIMILARITIES.index(spec.similarity),
+        spec.dilation, 1, SIMILARITIES.index(spec.similarity), inputs, min(inputs, 1),
     )  # fmt: skip
     softmax = int(spec.normalization == "softmax")
     return [*map(str, sizes), str(softmax), str(spec.scale)]
@@ -66,6 +66,7 @@ def main() -> None:
                     subprocess.run([sweep, str(options.problems), "0"], check=True)
                 for shape in shapes:
                     subprocess.run([sweep, *arguments(shape)], check=True)
+                subprocess.run([sweep, *arguments(*select("stem"), inputs=3)], check=True)
             print(
                 f"{instruction_set}, {sanitizer}: {options.problems} random problems and "
                 f"{len(shapes)} shapes are clean and agree with the reference",

@@ -162,12 +162,37 @@ Problem random_problem() {
   p.dilation = draw(1, 3);
   p.priors = draw(0, 1) ? 1 : p.batch;
   p.similarity = draw(0, 2);
+  p.inputs = draw(0, 1) ? 0 : draw(1, 4);
+  p.means = draw(0, 1) ? 1 : p.batch;
   p.softmax = draw(0, 2);
   p.scale = draw(0, 1) ? 1.0f : -0.3f;
   p.out_height = (p.height - 1) / p.stride + 1;
   p.out_width = (p.width - 1) / p.stride + 1;
   return p;
 }
+
+// The images of a problem, and the values that follow from them.
+struct Image {
+  Floats x, mean, weights, bias, value;
+
+  explicit Image(const Problem& p)
+      : x(normal(p.batch * p.height * p.width * p.inputs)),
+        mean(normal(p.means * p.inputs)),
+        weights(normal(p.means * p.inputs * p.channels)),
+        bias(normal(p.channels)),
+        value(p.batch * p.height * p.width * p.channels) {
+    for (Int n = 0; n < Int(value.size()); ++n) {
+      const Int c = n % p.channels, pixel = n / p.channels;
+      const Int set = pixel / (p.height * p.width) * p.means / p.batch;
+      double sum = bias[c];
+      for (Int i = 0; i < p.inputs; ++i)
+        sum += (double(x[pixel * p.inputs + i]) - mean[set * p.inputs + i]) *
+               weights[(set * p.inputs + i) * p.channels + c];
+      value[n] = std::max(sum, 0.0);
+    }
+  }
+  ImageArrays arrays() const { return {x.data(), mean.data(), weights.data(), bias.data()}; }
+};
 
 // Runs a pass on three threads. Each has as much memory as it may use, and no more.
 template <typename Work>
@@ -193,7 +218,8 @@ bool check(const Problem& p) {
   Int taps = p.kernel_height * p.kernel_width;
   Floats query = narrow_normal(pixels * p.groups * p.depth);
   Floats key = narrow_normal(inputs * p.groups * p.depth);
-  Floats value = narrow_normal(inputs * p.channels);
+  const Image image(p);
+  Floats value = p.inputs ? image.value : narrow_normal(inputs * p.channels);
   Floats prior = narrow_normal(p.priors * p.groups * taps);
   Floats d_out = narrow_normal(pixels * p.channels);
   bool narrow = draw(0, 2) == 0;
@@ -205,7 +231,7 @@ bool check(const Problem& p) {
   Elements factor(p.softmax ? pixels * p.groups : 0, false);
   for (const Elements* target : {&exact, &out}) {
     const ForwardArrays arrays = {q.array(), k.array(), v.array(), bias.floats(),
-                                  target->array(), shift.floats(), factor.floats()};
+                                  target->array(), shift.floats(), factor.floats(), image.arrays()};
     run(p, kernels_under_test.forward_memory(p), [&](const Plan&, const Task& task, float* memory) {
       kernels_under_test.forward(p, arrays, task, memory);
     });
@@ -216,7 +242,7 @@ bool check(const Problem& p) {
   Elements parts(p.batch * blocks * p.groups * taps, false), dp(bias.count(), false);
   const BackwardArrays arrays = {q.array(), k.array(), v.array(), bias.floats(), exact.floats(),
                                  g.array(), shift.floats(), factor.floats(), dq.array(),
-                                 dk.array(), dv.array(), parts.floats()};
+                                 dk.array(), dv.array(), parts.floats(), image.arrays()};
   run(p, kernels_under_test.backward_memory(p), [&](const Plan& plan, const Task& task, float* memory) {
     kernels_under_test.backward(p, arrays, plan, task, memory);
   });
@@ -236,10 +262,11 @@ bool check(const Problem& p) {
 bool report(const Problem& p) {
   if (check(p)) return true;
   printf("problem: %ld x %ld x %ld x %ld, groups of %ld, D %ld, kernel %ld x %ld, stride %ld, "
-         "dilation %ld, priors %ld, similarity %ld, softmax %d, scale %g\n",
+         "dilation %ld, priors %ld, similarity %ld, images of %ld, %ld means, softmax %d, scale %g\n",
          long(p.batch), long(p.height), long(p.width), long(p.channels), long(p.channels_per_group),
          long(p.depth), long(p.kernel_height), long(p.kernel_width), long(p.stride),
-         long(p.dilation), long(p.priors), long(p.similarity), p.softmax, p.scale);
+         long(p.dilation), long(p.priors), long(p.similarity), long(p.inputs), long(p.means),
+         p.softmax, p.scale);
   return false;
 }
 

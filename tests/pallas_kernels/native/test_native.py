@@ -82,7 +82,7 @@ def test_one_instruction_set_needs_no_choice():
 def test_results_do_not_depend_on_the_number_of_threads(use):
     """Several images, blocks and chunks of groups, the last of each smaller."""
     shape = Shape("threads", 35, 19, 130, Spec((3, 3), 8), batch=2)
-    plan = library.plan((2, 35, 19, 130, 35, 19, 17, 1, 3, 3, 8, 1, 1, 1, 0))
+    plan = library.plan((2, 35, 19, 130, 35, 19, 17, 1, 3, 3, 8, 1, 1, 1, 0, 0, 0))
     assert plan.blocks == 2
     assert plan.tasks == 2 * 2 * 2
     inputs, cotangent = make_inputs(shape), make_cotangent(shape)
@@ -187,7 +187,7 @@ def test_memory_of_the_threads_is_counted():
     shape = Shape("memory", 56, 56, 100, Spec((7, 7), 8))
     call = jax.jit(functools.partial(local_relation, **shape.options, implementation="native"))
     memory = call.lower(*make_inputs(shape)).compile().memory_analysis()
-    plan = library.plan((1, 56, 56, 100, 56, 56, 13, 1, 7, 7, 8, 1, 1, 1, 0))
+    plan = library.plan((1, 56, 56, 100, 56, 56, 13, 1, 7, 7, 8, 1, 1, 1, 0, 0, 0))
     assert memory.temp_size_in_bytes >= 4 * plan.forward_memory
 
 

@@ -1,0 +1,114 @@
+// Rows of values that are computed from an image, in the place of rows that are read:
+//
+//     value = relu((x - mean) @ weights + bias)
+//
+// An image has few channels and its values have many. To write the values to memory and to read them
+// again takes longer than to compute them where they are needed. The sum has the order of stem.cc, so
+// the values have the same bits.
+//
+// Lanes are (column, group) flat, as layout.h has them, and the channels of a group are rows. So the
+// pixels of a row are spread to the lanes of all groups once, and each channel of a group has
+// weights for every group.
+#pragma once
+#include "layout.h"
+
+namespace {
+
+class ImageRows {
+ public:
+  ImageRows(const Problem& p, const Layout& layout, Arena& memory)
+      : p_(p), layout_(layout), row_(layout.groups + 16) {
+    if (!p.inputs) return;
+    parameters_ = memory.floats(p.channels_per_group * (1 + p.inputs) * row_);
+    pixels_ = memory.floats(p.inputs * layout.whole_columns);
+  }
+
+  void begin(const ImageArrays& from, const Task& task) {
+    const Int set = task.image * p_.means / p_.batch, channels = p_.channels;
+    x_ = from.x + task.image * p_.height * p_.width * p_.inputs;
+    mean_ = from.mean + set * p_.inputs;
+    missing_ = most(0, (task.first_group + task.groups) * p_.channels_per_group - channels);
+    zero(pixels_, p_.inputs * layout_.whole_columns);
+    const float* weights = from.weights + set * p_.inputs * channels;
+    float* next = parameters_;
+    for (Int i = 0; i < p_.channels_per_group; ++i) {
+      for (Int k = 0; k < 1 + p_.inputs; ++k, next += row_) {
+        const float* source = k ? weights + (k - 1) * channels : from.bias;
+        for (Int g = 0; g < row_; ++g) {
+          Int c = (task.first_group + g % layout_.groups) * p_.channels_per_group + i;
+          next[g] = c < channels ? source[c] : 0.0f;
+        }
+      }
+    }
+  }
+
+  // Fills what windows read of input row r, (phase, size, columns). What lies beyond the image is
+  // zero before and after.
+  void fill(Int r, float* target) const {
+    switch (p_.inputs) {
+      case 1: return fill_row<1>(r, target);
+      case 2: return fill_row<2>(r, target);
+      case 3: return fill_row<3>(r, target);
+      default: return fill_row<4>(r, target);
+    }
+  }
+
+ private:
+  template <int INPUTS>
+  void fill_row(Int r, float* target) const {
+    const Int stride = p_.stride, phase_row = p_.channels_per_group * layout_.whole_columns;
+    for (Int phase = 0; phase < stride; ++phase, target += phase_row) {
+      // The columns of the phase that are inside the image; column 0 is pixel phase - pad_x.
+      const Int before = pad_x(p_) - phase;
+      const Int first = most(0, divide_up(before, stride));
+      const Int last =
+          least(layout_.columns / layout_.groups, divide_up(p_.width + before, stride));
+      if (first >= last) continue;
+      spread_pixels<INPUTS>(x_ + (r * p_.width + first * stride - before) * INPUTS, first, last);
+      compute<INPUTS>(first * layout_.groups, last * layout_.groups, target);
+      // A partial group has fewer channels.
+      for (Int i = p_.channels_per_group - missing_; i < p_.channels_per_group; ++i)
+        for (Int column = first; column < last; ++column)
+          target[i * layout_.whole_columns + (column + 1) * layout_.groups - 1] = 0.0f;
+    }
+  }
+
+  // Copies the pixels of columns [first, last) to the lanes of all groups, about the mean.
+  template <int INPUTS>
+  void spread_pixels(const float* pixel, Int first, Int last) const {
+    const Int groups = layout_.groups, row = layout_.whole_columns;
+    for (Int column = first; column < last; ++column, pixel += p_.stride * INPUTS) {
+      float* target = pixels_ + column * groups;
+      for (int i = 0; i < INPUTS; ++i)  // what is written too far is written again, or not read
+        for (Int g = 0; g < groups; g += LANES) store(target + i * row + g, all(pixel[i] - mean_[i]));
+    }
+  }
+
+  // Computes lanes [start, end) of all channels of the groups.
+  template <int INPUTS>
+  void compute(Int start, Int end, float* target) const {
+    const Int groups = layout_.groups, row = layout_.whole_columns, table = row_;
+    const Int channels = p_.channels_per_group;
+    for (Int j = start, group = 0; j < end; j += LANES, group = (group + LANES) % groups) {
+      const float* own = parameters_ + group;
+      Floats pixels[INPUTS];
+      for (int i = 0; i < INPUTS; ++i) pixels[i] = load(pixels_ + i * row + j);
+      for (Int c = 0; c < channels; ++c, own += (1 + INPUTS) * table) {
+        Floats sum = load(own);
+        for (int i = 0; i < INPUTS; ++i) sum += load(own + (1 + i) * table) * pixels[i];
+        store(target + c * row + j, rectified(sum));
+      }
+    }
+    for (Int c = 0; c < channels; ++c) store(target + c * row + end, Floats{});
+  }
+
+  const Problem& p_;
+  const Layout& layout_;
+  Int row_;            // of a channel's parameters, so that a vector can begin at any group
+  float* parameters_;  // (channels of a group, bias and weights, row)
+  float* pixels_;      // (inputs, columns) of one phase of a row
+  const float *x_, *mean_;
+  Int missing_;  // channels of the last group that are not there
+};
+
+}  // namespace
