@@ -264,40 +264,59 @@ INLINE void weigh_again(const Problem& p, const BackwardMemory& m, Int a, Int j)
 template <int SIMILARITY>
 INLINE void gather_keys(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
   const Window& w = m.window;
-  const Int width = p.kernel_width, row = m.row, *phases = w.phase, *steps = w.step;
+  const Int row = m.row, first = w.first_tap[phase], last = w.first_tap[phase + 1];
+  const Int *taps = w.by_phase, *steps = w.step;
   const float* d_logits = m.d_logits + j;
   for (Int d = 0; d < p.depth; ++d) {
     const Int place = slot * w.key_row + (phase * p.depth + d) * m.layout.whole_columns + j;
     const float* query = m.query + d * row + j;
     Floats sum = load(m.d_keys + place), k = load(w.keys + place);
-    for (Int b = 0; b < width; ++b) {
-      if (phases[b] != phase) continue;
-      Floats q = load(query - steps[b]);
-      sum += load(d_logits + b * row - steps[b]) * slope<SIMILARITY>(q, k, q);
+    for (Int i = first; i < last; ++i) {
+      const Int tap = taps[i], step = steps[tap];
+      Floats q = load(query - step);
+      sum += load(d_logits + tap * row - step) * slope<SIMILARITY>(q, k, q);
     }
     store(m.d_keys + place, sum);
   }
 }
 
-INLINE void gather_values(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
+// The same for CHANNELS channels of the values and, with KEY, for keys of one component: the loop over
+// the taps costs as much as what is in it.
+template <int SIMILARITY, int CHANNELS, bool KEY>
+INLINE void gather_values(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j,
+                          Int channel) {
   const Window& w = m.window;
-  const Int width = p.kernel_width, row = m.row, *phases = w.phase, *steps = w.step;
-  const Int columns = m.layout.whole_columns;
-  const float* weights = m.weights + j;
+  const Int row = m.row, first = w.first_tap[phase], last = w.first_tap[phase + 1];
+  const Int *taps = w.by_phase, *steps = w.step, columns = m.layout.whole_columns;
+  const float *weights = m.weights + j, *d_logits = m.d_logits + j, *query = m.query + j;
+  const float* u = m.u + channel * row + j;
+  const Int place = slot * w.value_row + (phase * p.channels_per_group + channel) * columns + j;
+  const Int key_place = slot * w.key_row + phase * columns + j;
+  Floats sums[CHANNELS], d_key = {}, key = {};
+  for (int i = 0; i < CHANNELS; ++i) sums[i] = load(m.d_values + place + i * columns);
+  if (KEY) d_key = load(m.d_keys + key_place), key = load(w.keys + key_place);
+  for (Int i = first; i < last; ++i) {
+    const Int tap = taps[i], step = steps[tap];
+    const float* source = u - step;
+    Floats e = load(weights + tap * row - step);
+    for (int c = 0; c < CHANNELS; ++c) sums[c] += e * load(source + c * row);
+    if (!KEY) continue;
+    Floats q = load(query - step);
+    d_key += load(d_logits + tap * row - step) * slope<SIMILARITY>(q, key, q);
+  }
+  for (int i = 0; i < CHANNELS; ++i) store(m.d_values + place + i * columns, sums[i]);
+  if (KEY) store(m.d_keys + key_place, d_key);
+}
+
+template <int SIMILARITY, bool SCALAR>
+INLINE void gather(const Problem& p, const BackwardMemory& m, Int slot, Int phase, Int j) {
+  if (!SCALAR) gather_keys<SIMILARITY>(p, m, slot, phase, j);
   in_blocks(p.channels_per_group, [&](Int channel, auto n) {
     constexpr int CHANNELS = decltype(n)::value;
-    float* d_value =
-        m.d_values + slot * w.value_row + (phase * p.channels_per_group + channel) * columns + j;
-    const float* u = m.u + channel * row + j;
-    Floats sums[CHANNELS];
-    for (int i = 0; i < CHANNELS; ++i) sums[i] = load(d_value + i * columns);
-    for (Int b = 0; b < width; ++b) {
-      if (phases[b] != phase) continue;
-      const float* source = u - steps[b];
-      Floats e = load(weights + b * row - steps[b]);
-      for (int i = 0; i < CHANNELS; ++i) sums[i] += e * load(source + i * row);
-    }
-    for (int i = 0; i < CHANNELS; ++i) store(d_value + i * columns, sums[i]);
+    if (SCALAR && channel == 0)
+      gather_values<SIMILARITY, CHANNELS, true>(p, m, slot, phase, j, channel);
+    else
+      gather_values<SIMILARITY, CHANNELS, false>(p, m, slot, phase, j, channel);
   });
 }
 
@@ -335,10 +354,8 @@ INLINE void differentiate_row(const Problem& p, const BackwardMemory& m, const R
         weigh_again<SIMILARITY, SCALAR, false>(p, m, a, j);
     }
     for (Int phase = 0; gathers && phase < p.stride; ++phase) {
-      for (Int j = 0; j < m.layout.columns; j += LANES) {
-        gather_keys<SIMILARITY>(p, m, w.slot[a], phase, j);
-        gather_values(p, m, w.slot[a], phase, j);
-      }
+      for (Int j = 0; j < m.layout.columns; j += LANES)
+        gather<SIMILARITY, SCALAR>(p, m, w.slot[a], phase, j);
     }
   }
 }

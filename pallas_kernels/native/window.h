@@ -64,8 +64,9 @@ class Window {
     values = memory.floats(layout.ring * value_row);
     bias_ = memory.floats(p.kernel_height * p.kernel_width * bias_row_);
     columns_ = memory.ints(layout.whole_lanes);
-    phase = memory.indices(p.kernel_width);
     step = memory.indices(p.kernel_width);
+    by_phase = memory.indices(p.kernel_width);
+    first_tap = memory.indices(p.stride + 1);
     key_place = memory.indices(p.kernel_width);
     value_place = memory.indices(p.kernel_width);
     slot = memory.indices(p.kernel_height);
@@ -90,11 +91,18 @@ class Window {
     for (Int i = 0; i < layout_.whole_lanes; ++i)
       columns_[i] = i < layout_.lanes ? i / layout_.groups * p_.stride - pad_x(p_) : NOWHERE;
     for (Int b = 0; b < p_.kernel_width; ++b) {
-      phase[b] = b * p_.dilation % p_.stride;
+      Int phase = b * p_.dilation % p_.stride;
       step[b] = b * p_.dilation / p_.stride * layout_.groups;
-      key_place[b] = phase[b] * p_.depth * layout_.whole_columns + step[b];
-      value_place[b] = phase[b] * p_.channels_per_group * layout_.whole_columns + step[b];
+      key_place[b] = phase * p_.depth * layout_.whole_columns + step[b];
+      value_place[b] = phase * p_.channels_per_group * layout_.whole_columns + step[b];
     }
+    Int n = 0;
+    for (Int f = 0; f < p_.stride; ++f) {
+      first_tap[f] = n;
+      for (Int b = 0; b < p_.kernel_width; ++b)
+        if (b * p_.dilation % p_.stride == f) by_phase[n++] = b;
+    }
+    first_tap[p_.stride] = n;
   }
 
   // Reads rows up to the last one of output row y. Window rows [first, last) are inside the image.
@@ -139,7 +147,8 @@ class Window {
 
   float *keys, *values;  // rings of (phase, size, columns)
   Int key_row, value_row;
-  Int *phase, *step;             // of the taps of a window row
+  Int* step;                     // of the taps of a window row
+  Int *by_phase, *first_tap;     // those of phase f: by_phase[first_tap[f]] up to that of f + 1
   Int *key_place, *value_place;  // their places in a row of the rings
   Int* slot;          // of window row a
   Int first, last;    // window rows inside the image
