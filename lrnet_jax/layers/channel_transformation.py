@@ -12,6 +12,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from lrnet_jax.layers.kept import keep
+from lrnet_jax.layers.matrix_products import dot_general, product
 
 
 class Multiples(NamedTuple):
@@ -73,6 +74,7 @@ class ChannelTransformation(nnx.Linear):
             dtype=dtype,
             kernel_init=functools.partial(fan_in_normal, variance=variance),
             bias_init=zeros,
+            dot_general=dot_general,
             rngs=rngs,
         )
         self.strides = strides
@@ -120,7 +122,7 @@ def apply_jointly(
     rows = x.reshape(-1, x.shape[-1])
     multiples = Multiples(input_multiple, 8 if x.dtype.itemsize == 2 else 1)
     kernel = multiples.padded(jnp.concatenate(kernels, 1))
-    both = jnp.dot(rows, kernel).reshape(*x.shape[:-1], -1)
+    both = product(rows, kernel).reshape(*x.shape[:-1], -1)
     end = first.out_features + second.out_features
     return both[..., : first.out_features], both[..., first.out_features : end]
 

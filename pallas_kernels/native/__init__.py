@@ -4,8 +4,9 @@
 `vectors.h` are what it is made of. `ffi.cc` and `calls.py` are the two ends of the custom calls,
 `build.py` compiles, and `library.py` loads. `stem.cc` and `stem.py` are another operation: what the
 first layer of a network makes of images. `image_rows.h` and `images.py` are a local relation that
-computes its values from images. `channel_sums.cc` and `channel_sums.py` take the means
-that batch normalisation needs.
+computes its values from images. `channel_sums.cc` and `channel_sums.py` take the means that batch
+normalisation needs, `weight_gradients.cc` and `weight_gradients.py` the gradients of the kernels of
+1x1 convolutions.
 
 The library is compiled when the package is installed, if there is a C++ compiler. A program that
 is exported by `jax.export` does not need it, because it holds the `xla` implementation.

@@ -27,7 +27,8 @@ FLAGS = (
     "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi",
 )  # fmt: skip
 
-KERNELS = ("kernels", "stem", "channel_sums")  # sources that are compiled for each instruction set
+# Sources that are compiled for each instruction set.
+KERNELS = ("kernels", "stem", "channel_sums", "weight_gradients")
 INSTRUCTION_SETS = {
     "x86_64": {
         "baseline": (),

@@ -122,10 +122,11 @@ def sizes(
 
 def working_memory(tasks: int, floats: int) -> jax.ShapeDtypeStruct:
     """What the threads of a call work in, as one of its results: XLA counts it and frees it."""
-    return float32_shape((min(tasks, _cores()), floats))
+    return float32_shape((min(tasks, cores()), floats))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -5,6 +5,7 @@
 #include "channel_sums.h"
 #include "parallel.h"
 #include "stem.h"
+#include "weight_gradients.h"
 #include "xla/ffi/api/ffi.h"
 
 namespace ffi = xla::ffi;
@@ -12,10 +13,12 @@ namespace ffi = xla::ffi;
 extern const Kernels baseline_kernels;
 extern const StemKernels baseline_stem;
 extern const SumKernels baseline_channel_sums;
+extern const WeightKernels baseline_weight_gradients;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
 extern const StemKernels avx2_stem, avx512_stem;
 extern const SumKernels avx2_channel_sums, avx512_channel_sums;
+extern const WeightKernels avx2_weight_gradients, avx512_weight_gradients;
 #endif
 
 namespace {
@@ -25,6 +28,7 @@ struct InstructionSet {
   const Kernels* kernels;
   const StemKernels* stem;
   const SumKernels* sums;
+  const WeightKernels* weights;
 };
 
 // The fastest that this processor has comes first.
@@ -35,12 +39,16 @@ const InstructionSet* instruction_sets() {
 #if defined(__x86_64__)
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
-      found[n++] = {"avx512", &avx512_kernels, &avx512_stem, &avx512_channel_sums};
+      found[n++] = {"avx512", &avx512_kernels, &avx512_stem, &avx512_channel_sums,
+                    &avx512_weight_gradients};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found[n++] = {"avx2", &avx2_kernels, &avx2_stem, &avx2_channel_sums};
-    found[n++] = {"sse2", &baseline_kernels, &baseline_stem, &baseline_channel_sums};
+      found[n++] = {"avx2", &avx2_kernels, &avx2_stem, &avx2_channel_sums,
+                    &avx2_weight_gradients};
+    found[n++] = {"sse2", &baseline_kernels, &baseline_stem, &baseline_channel_sums,
+                  &baseline_weight_gradients};
 #else
-    found[n++] = {"baseline", &baseline_kernels, &baseline_stem, &baseline_channel_sums};
+    found[n++] = {"baseline", &baseline_kernels, &baseline_stem, &baseline_channel_sums,
+                  &baseline_weight_gradients};
 #endif
     return true;
   }();
@@ -54,6 +62,7 @@ std::atomic<Int> thread_limit{INT32_MAX};
 const Kernels& kernels() { return *instruction_sets()[chosen_set].kernels; }
 const StemKernels& stem_kernels() { return *instruction_sets()[chosen_set].stem; }
 const SumKernels& sum_kernels() { return *instruction_sets()[chosen_set].sums; }
+const WeightKernels& weight_kernels() { return *instruction_sets()[chosen_set].weights; }
 
 Array array(const ffi::AnyBuffer& buffer) {
   return {buffer.untyped_data(), buffer.element_type() == ffi::DataType::BF16};
@@ -230,6 +239,22 @@ ffi::Error products(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gradi
                 [=, &k](Int task, float* sums) { k.products(p, from, sums, task); });
 }
 
+ffi::Error weight_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer gradient,
+                           Result result, Result sums, Result memory, Sizes sizes) {
+  const Weights w = {sizes[0], sizes[1], sizes[2]};
+  const WeightCut cut = {sizes[3], sizes[4], sizes[5]};
+  const Int size = w.inputs * w.outputs;
+  if (sums->element_count() < static_cast<size_t>((cut.pieces - 1) * size))
+    return ffi::Error::Internal("weight gradients: the memory for the sums is too small");
+  const WeightArrays arrays = {floats(x), floats(gradient), floats(*result), floats(*sums)};
+  const WeightKernels& k = weight_kernels();
+  ffi::Error error = run(pool, weight_tasks(cut), weight_memory(w, cut), memory,
+                         [=, &k](Int task, float* own) { k.multiply(w, cut, arrays, task, own); });
+  if (error.failure() || cut.pieces == 1) return error;
+  return run(pool, divide_up(size, ADDED), 1, memory,
+             [=, &k](Int task, float*) { k.add(w, cut, arrays, task); });
+}
+
 }  // namespace
 
 // What the library shows to the world.
@@ -279,6 +304,10 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_products, products,
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.RESULT.RESULT.RESULT
                                   .Attr<Sizes>("sizes").Attr<bool>("relu"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_weight_gradient, weight_gradient,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.RESULT.RESULT.RESULT.Attr<Sizes>("sizes"));
 
 extern "C" {
 
@@ -313,6 +342,14 @@ void local_relation_stem_plan(const int64_t* sizes, int64_t* plan) {
 int64_t local_relation_channel_sums(const int64_t* sizes) {
   const Pixels p = {sizes[0], sizes[1], sizes[2]};
   return p.groups * sum_pieces(p) * sum_floats(p);
+}
+
+// For the gradient of a kernel: its cut for a number of threads, and the floats that a worker needs.
+void local_relation_weight_plan(const int64_t* sizes, int64_t threads, int64_t* plan) {
+  const Weights w = {sizes[0], sizes[1], sizes[2]};
+  const WeightCut cut = make_weight_cut(w, threads);
+  memcpy(plan, &cut, sizeof cut);
+  plan[3] = weight_memory(w, cut);
 }
 
 // Name of instruction set i of this processor, the fastest first; null after the last.

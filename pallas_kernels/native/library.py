@@ -21,9 +21,10 @@ STEM_FORWARD = "lrnet_cpu_stem_forward"
 STEM_BACKWARD = "lrnet_cpu_stem_backward"
 MOMENTS = "lrnet_cpu_moments"
 PRODUCTS = "lrnet_cpu_products"
+WEIGHT_GRADIENT = "lrnet_cpu_weight_gradient"
 TARGETS = (
     FORWARD, BACKWARD, IMAGE_FORWARD, IMAGE_BACKWARD, STEM_FORWARD, STEM_BACKWARD,
-    MOMENTS, PRODUCTS,
+    MOMENTS, PRODUCTS, WEIGHT_GRADIENT,
 )  # fmt: skip
 REBUILD = "`python -m pallas_kernels.native`"
 
@@ -65,6 +66,22 @@ class StemPlan(NamedTuple):
     backward_memory: int
 
 
+class WeightPlan(NamedTuple):
+    """How the library cuts the gradient of a kernel.
+
+    Attributes:
+      pieces: of the pixels. Each has sums of its own.
+      input_blocks: of the kernel.
+      output_blocks: of the kernel.
+      memory: float32 numbers that each thread needs.
+    """
+
+    pieces: int
+    input_blocks: int
+    output_blocks: int
+    memory: int
+
+
 def obstacle() -> str | None:
     """Why the library cannot be used here, with the mend; None if it can."""
     return _load()[1]
@@ -82,6 +99,15 @@ def stem_plan(sizes: tuple[int, ...]) -> StemPlan:
     numbers = (ctypes.c_int64 * len(StemPlan._fields))()
     loaded().local_relation_stem_plan((ctypes.c_int64 * len(sizes))(*sizes), numbers)
     return StemPlan(*numbers)
+
+
+def weight_plan(sizes: tuple[int, int, int], threads: int) -> WeightPlan:
+    """The plan for the gradient of a kernel, whose sizes are those of `Weights`."""
+    numbers = (ctypes.c_int64 * len(WeightPlan._fields))()
+    loaded().local_relation_weight_plan(
+        (ctypes.c_int64 * len(sizes))(*sizes), ctypes.c_int64(threads), numbers
+    )
+    return WeightPlan(*numbers)
 
 
 def channel_sums(sizes: tuple[int, int, int]) -> int:
