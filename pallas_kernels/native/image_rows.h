@@ -88,18 +88,28 @@ class ImageRows {
   template <int INPUTS>
   void compute(Int start, Int end, float* target) const {
     const Int groups = layout_.groups, row = layout_.whole_columns, table = row_;
-    const Int channels = p_.channels_per_group;
-    for (Int j = start, group = 0; j < end; j += LANES, group = (group + LANES) % groups) {
-      const float* own = parameters_ + group;
-      Floats pixels[INPUTS];
-      for (int i = 0; i < INPUTS; ++i) pixels[i] = load(pixels_ + i * row + j);
-      for (Int c = 0; c < channels; ++c, own += (1 + INPUTS) * table) {
-        Floats sum = load(own);
-        for (int i = 0; i < INPUTS; ++i) sum += load(own + (1 + i) * table) * pixels[i];
-        store(target + c * row + j, rectified(sum));
+    const float *pixels = pixels_, *own = parameters_;
+    for (Int c = 0; c < p_.channels_per_group; ++c, own += (1 + INPUTS) * table, target += row) {
+      Floats parameters[1 + INPUTS];
+      auto read_parameters = [&](Int group) {
+        for (int k = 0; k < 1 + INPUTS; ++k) parameters[k] = load(own + k * table + group);
+      };
+      auto write_values = [&](Int j) {
+        Floats sum = parameters[0];
+        for (int i = 0; i < INPUTS; ++i) sum += parameters[1 + i] * load(pixels + i * row + j);
+        store(target + j, rectified(sum));
+      };
+      read_parameters(0);
+      if (LANES % groups == 0) {  // every vector begins at the first group
+        for (Int j = start; j < end; j += LANES) write_values(j);
+      } else {
+        for (Int j = start, group = 0; j < end; j += LANES, group = (group + LANES) % groups) {
+          read_parameters(group);
+          write_values(j);
+        }
       }
+      store(target + end, Floats{});
     }
-    for (Int c = 0; c < channels; ++c) store(target + c * row + end, Floats{});
   }
 
   const Problem& p_;

@@ -33,8 +33,8 @@ struct Planes {
   Planes(const Stem& s, Arena& arena)
       : width(s.width),
         targets((s.width - 1) / s.stride + 1),
-        row(whole(width)),
-        target_row(whole(targets)) {
+        row(divide_up(width, 32) * 32),  // whole vectors, and pairs of them
+        target_row(divide_up(targets, 32) * 32) {
     pixels = arena.floats(INPUTS * row);
     strided = arena.floats(INPUTS * target_row);
   }
@@ -72,23 +72,38 @@ struct Linear {
   }
 };
 
+// Vectors of pixels whose sums are in registers together. They share what is the same for all.
+constexpr int TOGETHER = LANES == 16 ? 2 : 1;
+
 // Writes COLUMNS columns of value @ projection for `count` pixels.
 template <int INPUTS, int COLUMNS>
 INLINE void project(const Stem& s, const StemInputs& from, Int image, const float* planes, Int row,
                     Int count, const float* projection, Int columns, float* target) {
-  const float* weights = from.weights + image * s.groups / s.batch * INPUTS * s.channels;
-  for (Int x = 0; x < count; x += LANES) {
-    Floats pixels[INPUTS], sums[COLUMNS] = {};
-    for (int i = 0; i < INPUTS; ++i) pixels[i] = load(planes + i * row + x);
-    for (Int c = 0; c < s.channels; ++c) {
-      Floats value = all(from.bias[c]);
-      for (int i = 0; i < INPUTS; ++i) value += pixels[i] * weights[i * s.channels + c];
-      value = rectified(value);
-      for (int k = 0; k < COLUMNS; ++k) sums[k] += value * projection[c * columns + k];
+  const Int channels = s.channels;
+  const float* weights = from.weights + image * s.groups / s.batch * INPUTS * channels;
+  for (Int x = 0; x < count; x += TOGETHER * LANES) {
+    Floats pixels[INPUTS][TOGETHER], sums[COLUMNS][TOGETHER] = {};
+    for (int i = 0; i < INPUTS; ++i)
+      for (int n = 0; n < TOGETHER; ++n) pixels[i][n] = load(planes + i * row + x + n * LANES);
+    for (Int c = 0; c < channels; ++c) {
+      Floats values[TOGETHER];
+      for (int n = 0; n < TOGETHER; ++n) {
+        values[n] = all(from.bias[c]);
+        for (int i = 0; i < INPUTS; ++i) values[n] += pixels[i][n] * weights[i * channels + c];
+        values[n] = rectified(values[n]);
+      }
+      for (int k = 0; k < COLUMNS; ++k)
+        for (int n = 0; n < TOGETHER; ++n) sums[k][n] += values[n] * projection[c * columns + k];
     }
-    float turned[COLUMNS][LANES];
-    for (int k = 0; k < COLUMNS; ++k) store(turned[k], sums[k]);
-    for (Int lane = 0; lane < least(LANES, count - x); ++lane)
+    float turned[COLUMNS][TOGETHER * LANES];
+    for (int k = 0; k < COLUMNS; ++k)
+      for (int n = 0; n < TOGETHER; ++n) store(turned[k] + n * LANES, sums[k][n]);
+    const Int found = least(TOGETHER * LANES, count - x);
+    if (columns == COLUMNS) {
+      gather(turned[0], TOGETHER * LANES, COLUMNS, found * COLUMNS, target + x * columns);
+      continue;
+    }
+    for (Int lane = 0; lane < found; ++lane)
       for (int k = 0; k < COLUMNS; ++k) target[(x + lane) * columns + k] = turned[k][lane];
   }
 }
