@@ -120,18 +120,18 @@ def _kernel_forward(stride: int, kernels: _Kernels, inputs: Inputs) -> Maps:
     return kernels.forward(inputs, stride)
 
 
-def native_gradients(stride: int, inputs: Inputs, d_maps: Maps) -> Inputs:
-    """The gradients by the library, on a CPU that has it."""
-    # The gradient of the image is linear in those of the maps, so it does not need the value.
-    return _kernel_backward(stride, _KERNELS["cpu"], inputs, d_maps.value, d_maps)
-
-
 def _kernel_backward(
     stride: int, kernels: _Kernels, inputs: Inputs, value: jax.Array, d_maps: Maps
 ) -> Inputs:
-    sums = kernels.backward(inputs, d_maps, stride)
-    # XLA drops this where nobody asks for the gradient of the image: adversarial training does.
-    masked = _masked(inputs, _of_value(stride, inputs, value, d_maps)[0])
+    del value
+    return gradients_of_sums(stride, inputs, d_maps, kernels.backward(inputs, d_maps, stride))
+
+
+def gradients_of_sums(stride: int, inputs: Inputs, d_maps: Maps, sums: Sums) -> Inputs:
+    """All gradients, of which that of the image needs the gradients of the maps."""
+    # XLA drops this where nobody asks for the gradient of the image: adversarial training does. The
+    # gradient is linear in those of the maps, so that any value does.
+    masked = _masked(inputs, _of_value(stride, inputs, d_maps.value, d_maps)[0])
     return _gradients(inputs, masked, sums.gradient, sums.products, sums.key, sums.query)
 
 

@@ -118,8 +118,11 @@ def _native_forward(options: Options, inputs: Inputs, prior: jax.Array) -> Kept:
 def _native_backward(
     options: Options, inputs: Inputs, prior: jax.Array, kept: Kept, d_out: jax.Array
 ) -> tuple[Inputs, jax.Array]:
-    d_maps, d_prior = images.backward(options.spec, inputs, prior, kept, d_out)
-    return image_maps.native_gradients(options.spec.stride, inputs, d_maps), d_prior
+    arrays = (inputs, prior, kept, d_out)
+    sums, d_prior = images.backward(options.spec, *arrays)
+    # A call of its own, which XLA drops where nobody asks for the gradient of the image.
+    d_maps = images.gradients_of_maps(options.spec, *arrays)
+    return image_maps.gradients_of_sums(options.spec.stride, inputs, d_maps, sums), d_prior
 
 
 def _maps_forward(options: Options, inputs: Inputs, prior: jax.Array) -> Kept:

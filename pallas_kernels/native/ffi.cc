@@ -98,6 +98,11 @@ ffi::Error run(ffi::ThreadPool& pool, Int tasks, Int needed, ffi::Result<ffi::An
   return ffi::Error::Success();
 }
 
+// Null for a result that is empty because nobody asked for it.
+float* asked(ffi::Result<ffi::AnyBuffer>& result) {
+  return result->element_count() ? floats(*result) : nullptr;
+}
+
 using Sizes = ffi::Span<const int64_t>;
 using Result = ffi::Result<ffi::AnyBuffer>;
 
@@ -137,7 +142,7 @@ ffi::Error backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBuffer k
   const BackwardArrays arrays = {array(query), array(key), array(value), floats(prior),
                                  floats(out), array(d_out), floats(shift), floats(factor),
                                  array(*d_query), array(*d_key), array(*d_value),
-                                 floats(*d_prior), {}};
+                                 floats(*d_prior), {}, nullptr};
   return run_backward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
 }
 
@@ -157,12 +162,13 @@ ffi::Error image_backward(ffi::ThreadPool pool, ffi::AnyBuffer query, ffi::AnyBu
                           ffi::AnyBuffer bias, ffi::AnyBuffer prior, ffi::AnyBuffer out,
                           ffi::AnyBuffer d_out, ffi::AnyBuffer shift, ffi::AnyBuffer factor,
                           Result d_query, Result d_key, Result d_value, Result d_prior,
-                          Result memory, Sizes sizes, bool softmax, float scale) {
+                          Result sums, Result memory, Sizes sizes, bool softmax, float scale) {
   const BackwardArrays arrays = {array(query), array(key), {}, floats(prior),
                                  floats(out), array(d_out), floats(shift), floats(factor),
-                                 array(*d_query), array(*d_key), array(*d_value),
+                                 array(*d_query), array(*d_key), {asked(d_value), false},
                                  floats(*d_prior),
-                                 {floats(x), floats(mean), floats(weights), floats(bias)}};
+                                 {floats(x), floats(mean), floats(weights), floats(bias)},
+                                 asked(sums)};
   return run_backward(pool, problem(sizes.begin(), softmax, scale), arrays, memory);
 }
 
@@ -184,8 +190,7 @@ ffi::Error stem_forward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer m
                         Result memory, Sizes sizes) {
   const Stem s = stem(sizes);
   const StemInputs inputs = stem_inputs(x, mean, weights, bias, key, query);
-  const StemMaps maps = {value->element_count() ? floats(*value) : nullptr, floats(*keys),
-                         floats(*queries)};
+  const StemMaps maps = {asked(value), floats(*keys), floats(*queries)};
   const StemKernels& k = stem_kernels();
   return run(pool, s.batch * stem_bands(s), k.forward_memory(s), memory,
              [=, &k](Int task, float* own) { k.forward(s, inputs, maps, task, own); });
@@ -197,7 +202,8 @@ ffi::Error stem_backward(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer 
                          ffi::AnyBuffer d_query, Result sums, Result memory, Sizes sizes) {
   const Stem s = stem(sizes);
   const StemInputs inputs = stem_inputs(x, mean, weights, bias, key, query);
-  const StemGradients gradients = {floats(d_value), floats(d_key), floats(d_query)};
+  const StemGradients gradients = {d_value.element_count() ? floats(d_value) : nullptr,
+                                   floats(d_key), floats(d_query)};
   float* parts = floats(*sums);
   const StemKernels& k = stem_kernels();
   return run(pool, s.batch * stem_bands(s), k.backward_memory(s), memory,
@@ -284,7 +290,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_image_backward, image_backward,
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
                                   .ARGUMENT.ARGUMENT.ARGUMENT.ARGUMENT
-                                  .RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
+                                  .RESULT.RESULT.RESULT.RESULT.RESULT.RESULT.OPTIONS);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_stem_forward, stem_forward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()

@@ -23,6 +23,9 @@ class ImageRows {
     pixels_ = memory.floats(p.inputs * layout.whole_columns);
   }
 
+  // Floats of a table of sums.
+  Int sum_floats() const { return p_.channels_per_group * (1 + p_.inputs) * row_; }
+
   void begin(const ImageArrays& from, const Task& task) {
     const Int set = task.image * p_.means / p_.batch, channels = p_.channels;
     x_ = from.x + task.image * p_.height * p_.width * p_.inputs;
@@ -45,31 +48,66 @@ class ImageRows {
   // Fills what windows read of input row r, (phase, size, columns). What lies beyond the image is
   // zero before and after.
   void fill(Int r, float* target) const {
-    switch (p_.inputs) {
-      case 1: return fill_row<1>(r, target);
-      case 2: return fill_row<2>(r, target);
-      case 3: return fill_row<3>(r, target);
-      default: return fill_row<4>(r, target);
+    in_phases(r, [&](auto n, Int phase, Int first, Int last) {
+      constexpr int INPUTS = decltype(n)::value;
+      float* rows = target + phase * p_.channels_per_group * layout_.whole_columns;
+      compute<INPUTS>(first * layout_.groups, last * layout_.groups, rows);
+      // A partial group has fewer channels.
+      for (Int i = p_.channels_per_group - missing_; i < p_.channels_per_group; ++i)
+        for (Int column = first; column < last; ++column)
+          rows[i * layout_.whole_columns + (column + 1) * layout_.groups - 1] = 0.0f;
+    });
+  }
+
+  // Adds up the gradients of what `fill` computed, those before the ReLU, and their products with the
+  // image. The table has a place for each parameter.
+  void add_sums(Int r, const float* values, const float* d_values, float* sums) const {
+    in_phases(r, [&](auto n, Int phase, Int first, Int last) {
+      constexpr int INPUTS = decltype(n)::value;
+      const Int place = phase * p_.channels_per_group * layout_.whole_columns;
+      add_phase<INPUTS>(first * layout_.groups, last * layout_.groups, values + place,
+                        d_values + place, sums);
+    });
+  }
+
+  // Writes the sums of the task's channels, (1 + inputs, channels), to where the first of them begins.
+  void write_sums(const float* sums, float* target) const {
+    const Int channels = layout_.groups * p_.channels_per_group - missing_;
+    for (Int c = 0; c < channels; ++c) {
+      const Int place = c % p_.channels_per_group * (1 + p_.inputs);
+      for (Int k = 0; k < 1 + p_.inputs; ++k) {
+        float sum = 0;
+        for (Int i = c / p_.channels_per_group; i < row_; i += layout_.groups)
+          sum += sums[(place + k) * row_ + i];
+        target[k * p_.channels + c] = sum;
+      }
     }
   }
 
  private:
-  template <int INPUTS>
-  void fill_row(Int r, float* target) const {
-    const Int stride = p_.stride, phase_row = p_.channels_per_group * layout_.whole_columns;
-    for (Int phase = 0; phase < stride; ++phase, target += phase_row) {
-      // The columns of the phase that are inside the image; column 0 is pixel phase - pad_x.
-      const Int before = pad_x(p_) - phase;
+  // Calls body(Constant<inputs>, phase, first, last) for the columns [first, last) of each phase that
+  // are inside the image, with the pixels of input row r.
+  template <typename Body>
+  void in_phases(Int r, Body body) const {
+    switch (p_.inputs) {
+      case 1: return in_phases_of<1>(r, body);
+      case 2: return in_phases_of<2>(r, body);
+      case 3: return in_phases_of<3>(r, body);
+      default: return in_phases_of<4>(r, body);
+    }
+  }
+
+  template <int INPUTS, typename Body>
+  void in_phases_of(Int r, Body body) const {
+    const Int stride = p_.stride;
+    for (Int phase = 0; phase < stride; ++phase) {
+      const Int before = pad_x(p_) - phase;  // column 0 is pixel -before
       const Int first = most(0, divide_up(before, stride));
       const Int last =
           least(layout_.columns / layout_.groups, divide_up(p_.width + before, stride));
       if (first >= last) continue;
       spread_pixels<INPUTS>(x_ + (r * p_.width + first * stride - before) * INPUTS, first, last);
-      compute<INPUTS>(first * layout_.groups, last * layout_.groups, target);
-      // A partial group has fewer channels.
-      for (Int i = p_.channels_per_group - missing_; i < p_.channels_per_group; ++i)
-        for (Int column = first; column < last; ++column)
-          target[i * layout_.whole_columns + (column + 1) * layout_.groups - 1] = 0.0f;
+      body(Constant<INPUTS>{}, phase, first, last);
     }
   }
 
@@ -109,6 +147,33 @@ class ImageRows {
         }
       }
       store(target + end, Floats{});
+    }
+  }
+
+  // The sums of one phase, over lanes [start, end). A vector is added to the places of its groups.
+  template <int INPUTS>
+  void add_phase(Int start, Int end, const float* values, const float* d_values, float* sums) const {
+    const Int groups = layout_.groups, row = layout_.whole_columns, table = row_;
+    const float* pixels = pixels_;
+    for (Int c = 0; c < p_.channels_per_group; ++c, sums += (1 + INPUTS) * table) {
+      Floats totals[1 + INPUTS] = {};
+      auto add_totals = [&](Int group) {
+        for (int k = 0; k < 1 + INPUTS; ++k) {
+          float* sum = sums + k * table + group;
+          store(sum, load(sum) + totals[k]);
+          totals[k] = Floats{};
+        }
+      };
+      const bool aligned = LANES % groups == 0;  // every vector begins at the first group
+      for (Int j = start, group = 0; j < end; j += LANES) {
+        Floats d = load(values + c * row + j) > 0.0f ? load(d_values + c * row + j) : Floats{};
+        totals[0] += d;
+        for (int i = 0; i < INPUTS; ++i) totals[1 + i] += d * load(pixels + i * row + j);
+        if (aligned) continue;
+        add_totals(group);
+        group = (group + LANES) % groups;
+      }
+      if (aligned) add_totals(0);
     }
   }
 

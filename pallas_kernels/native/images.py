@@ -2,7 +2,8 @@
 
     value = relu((x - mean) @ weights + bias)     key = value @ key     query = value @ query
 
-The values are never in memory, neither for the forward pass nor for the backward pass.
+The values are in memory for neither pass, and their gradient only where the gradient of the images
+is asked for.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels.native import calls, library, stem
-from pallas_kernels.pallas.stem import Inputs, Maps
+from pallas_kernels.pallas.stem import Inputs, Maps, Sums
 from pallas_kernels.spec import Normalizer, Spec
 
 
@@ -57,13 +58,39 @@ def forward(spec: Spec, inputs: Inputs, prior: jax.Array) -> Kept:
 
 def backward(
     spec: Spec, inputs: Inputs, prior: jax.Array, kept: Kept, d_out: jax.Array
-) -> tuple[Maps, jax.Array]:
-    """The gradients of value, key and query as the relation reads them, and of the prior."""
+) -> tuple[Sums, jax.Array]:
+    """The sums from which the gradients of the parameters follow, and the gradient of the prior.
+
+    The gradient of the value is in memory nowhere either.
+    """
+    maps, parts, d_prior = _backward(spec, inputs, prior, kept, d_out, values=False)
+    own = parts.reshape(inputs.mean.shape[0], -1, *parts.shape[1:]).sum(1)
+    through = stem.backward(inputs, maps, spec.stride)
+    gradient, products = through.gradient + own[:, 0], through.products + own[:, 1:]
+    return through._replace(gradient=gradient, products=products), d_prior
+
+
+def gradients_of_maps(
+    spec: Spec, inputs: Inputs, prior: jax.Array, kept: Kept, d_out: jax.Array
+) -> Maps:
+    """The gradients of value, key and query as the local relation reads them."""
+    return _backward(spec, inputs, prior, kept, d_out, values=True)[0]
+
+
+def _backward(
+    spec: Spec, inputs: Inputs, prior: jax.Array, kept: Kept, d_out: jax.Array, *, values: bool
+) -> tuple[Maps, jax.Array, jax.Array]:
+    """Gradients of maps and prior, and sums; either those of the values or the sums are empty."""
     sizes = _sizes(spec, inputs, kept.query, prior)
     plan = library.plan(sizes)
-    batch = kept.query.shape[0]
-    value = (*kept.key.shape[:-1], inputs.bias.shape[0])
-    shapes = kept.query.shape, kept.key.shape, value, (batch * plan.blocks, *prior.shape)
+    parts, channels = kept.query.shape[0] * plan.blocks, inputs.bias.shape[0]
+    shapes = (
+        kept.query.shape,
+        kept.key.shape,
+        (*kept.key.shape[:-1], channels) if values else (0,),
+        (parts, *prior.shape),
+        (0,) if values else (parts, 1 + inputs.x.shape[-1], channels),
+    )
     results = (
         *map(calls.float32_shape, shapes),
         calls.working_memory(plan.tasks, plan.backward_memory),
@@ -71,8 +98,8 @@ def backward(
     normalizer = kept.normalizer or Normalizer(*[jnp.zeros((0,), jnp.float32)] * 2)
     arrays = (kept.query, kept.key, *inputs[:4], prior, kept.out, d_out, *normalizer)
     found = calls.call(library.IMAGE_BACKWARD, spec, sizes, results, *arrays)
-    d_query, d_key, d_value, d_prior = found
-    return Maps(d_value, d_key, d_query), d_prior.sum(0)
+    d_query, d_key, d_value, d_prior, sums = found
+    return Maps(d_value, d_key, d_query), sums, d_prior.sum(0)
 
 
 def _sizes(spec: Spec, inputs: Inputs, query: jax.Array, prior: jax.Array) -> tuple[int, ...]:

@@ -135,6 +135,7 @@ struct BackwardMemory {
   float *weights, *d_logits;   // of the taps of a window row: targets
   float *d_prior_row, *d_prior;  // (taps, groups + 16) of an output row, and of a block of them
   Int prior_floats;              // of either
+  float* sums;                    // of a block, as image_rows.h has them
   float* zeros;                   // of a pixel
   Int* row_of_slot;
 
@@ -156,6 +157,7 @@ struct BackwardMemory {
     prior_floats = divide_up(taps * window.bias_row(), LANES) * LANES;
     d_prior_row = arena.floats(prior_floats);
     d_prior = arena.floats(prior_floats);
+    sums = arena.floats(p.inputs ? window.image().sum_floats() : 0);
     zeros = arena.floats(16);
     row_of_slot = arena.indices(layout.ring);
   }
@@ -163,6 +165,7 @@ struct BackwardMemory {
   void begin(const Problem& p) {
     zero(targets_, rows(p) * row);
     zero(d_prior, prior_floats);
+    if (p.inputs) zero(sums, window.image().sum_floats());
     zero(zeros, 16);
     for (Int s = 0; s < layout.ring; ++s) row_of_slot[s] = -1;
   }
@@ -178,6 +181,11 @@ struct BackwardMemory {
 struct Rows {
   Int first, last;
   bool has(Int r) const { return first <= r && r < last; }
+};
+
+// Those that are left to write, and the block of the first one.
+struct RowsLeft : Rows {
+  Int block;
 };
 
 // Reads query, shift, u and g . out of output row y. The dot has the sign of d_logit.
@@ -322,17 +330,25 @@ INLINE void gather(const Problem& p, const BackwardMemory& m, Int slot, Int phas
 
 // Writes the gradients of the band's input rows before `end`, which no later output reads.
 void write_inputs(const Problem& p, const BackwardArrays& arrays, const Task& task,
-                  const BackwardMemory& m, Int end, Rows* left) {
+                  const Plan& plan, const BackwardMemory& m, Int end, RowsLeft* left) {
   const Slice vectors = Slice::vectors(p, task), channels = Slice::channels(p, task);
   for (; left->first < least(end, left->last); ++left->first) {
     Int r = left->first, slot = r % m.layout.ring, pixel = (task.image * p.height + r) * p.width;
     bool read = m.row_of_slot[slot] == r;  // no window reads some rows if the stride is large
     float* d_key = m.d_keys + slot * m.window.key_row;
+    const float* values = m.window.values + slot * m.window.value_row;
     const float* d_value = m.d_values + slot * m.window.value_row;
     for (Int i = 0; read && i < m.window.key_row; ++i) d_key[i] *= slope_of_key(p);
     write_sources(p, m.layout, read ? d_key : nullptr, vectors, pixel, arrays.d_key, m.window.wide, m.zeros);
-    write_sources(p, m.layout, read ? d_value : nullptr, channels, pixel, arrays.d_value, m.window.wide,
-                  m.zeros);
+    if (arrays.d_value.data)
+      write_sources(p, m.layout, read ? d_value : nullptr, channels, pixel, arrays.d_value,
+                    m.window.wide, m.zeros);
+    if (!arrays.sums) continue;
+    if (read) m.window.image().add_sums(r, values, d_value, m.sums);
+    if (r + 1 < least(left->last, block_row(p, plan, left->block + 1) * p.stride)) continue;
+    Int place = (task.image * plan.blocks + left->block++) * (1 + p.inputs) * p.channels;
+    m.window.image().write_sums(m.sums, arrays.sums + place + channels.skip);
+    zero(m.sums, m.window.image().sum_floats());
   }
 }
 
@@ -389,7 +405,7 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
   m.begin(p);
   const bool end_of_image = task.last_row == p.out_height;
   const Rows rows = {task.first_row * p.stride, end_of_image ? p.height : task.last_row * p.stride};
-  Rows left = rows;
+  RowsLeft left = {rows, task.first_block};
   // The outputs that read rows of the band.
   Int y = most(0, divide_up(rows.first + pad_y(p) - m.layout.span + 1, p.stride));
   Int last = least(p.out_height, (rows.last - 1 + pad_y(p)) / p.stride + 1);
@@ -398,7 +414,7 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
   m.window.begin(inputs, task, y * p.stride - pad_y(p));
   Int block = task.first_block;
   for (; y < last; ++y) {
-    write_inputs(p, arrays, task, m, y * p.stride - pad_y(p), &left);
+    write_inputs(p, arrays, task, plan, m, y * p.stride - pad_y(p), &left);
     m.window.advance(inputs, task, y, [&](Int slot, Int r) {
       m.row_of_slot[slot] = r;
       zero(m.d_keys + slot * m.window.key_row, m.window.key_row);
@@ -414,7 +430,7 @@ void backward_task(const Problem& p, const BackwardArrays& arrays, const Plan& p
     write_prior(p, m, arrays.d_prior + place * p.kernel_height * p.kernel_width);
     zero(m.d_prior, m.prior_floats);
   }
-  write_inputs(p, arrays, task, m, p.height, &left);
+  write_inputs(p, arrays, task, plan, m, p.height, &left);
 }
 
 // Calls body(Constant<similarity>, Constant<D is 1>).

@@ -51,6 +51,10 @@ struct BackwardArrays {
   Array d_query, d_key, d_value;
   float* d_prior;  // (batch * blocks, groups, taps): a sum of its own for each block of output rows
   ImageArrays image;
+  // (batch * blocks, 1 + inputs, channels): for each block of rows, the sums of the gradients of the
+  // values before their ReLU, and of these times each channel of the image. Null if not asked for;
+  // of values that are computed from an image, d_value may be too.
+  float* sums;
 };
 
 // The part of the work that one thread does in one go. Parts write to different memory.

@@ -219,12 +219,14 @@ void backward_task(const Stem& s, const StemInputs& from, const StemGradients& g
     m.planes.read(s, from, image, y);
     for (Int c = 0; c < s.channels; c += LANES) {
       const Linear<INPUTS> linear(s, from, image, c);
-      const float* source = gradients.value + pixel * s.channels + c;
-      for (Int x = 0; x < s.width; ++x, source += s.channels) {
+      for (Int x = 0; x < s.width; ++x)
         store(m.values + x * LANES, rectified(linear(planes.pixels + x, planes.row)));
+      const float* source = gradients.value + pixel * s.channels + c;
+      for (Int x = 0; gradients.value && x < s.width; ++x, source += s.channels) {
         store(m.d_values + x * LANES, load_some(source, s.channels - c));
         fetch_ahead(source);
       }
+      if (!gradients.value) zero(m.d_values, s.width * LANES);
       add(gradients.key + pixel * s.keys, s.keys, s.width, 1, m.key, 1 + INPUTS, c);
       if (y % s.stride == 0)
         add(gradients.query + target * s.queries, s.queries, planes.targets, s.stride, m.query,

@@ -21,6 +21,7 @@ struct StemMaps {
   float *value, *key, *query;
 };
 
+// Without a value, what else contributes to its gradient is summed alone.
 struct StemGradients {
   const float *value, *key, *query;
 };

@@ -52,7 +52,10 @@ def _forward(inputs: Inputs, stride: int, shapes: tuple) -> Maps:
 
 
 def backward(inputs: Inputs, d_maps: Maps, stride: int) -> Sums:
-    """The sums from which the gradients of the parameters follow; arguments as in `forward`."""
+    """The sums from which the gradients of the parameters follow; arguments as in `forward`.
+
+    The gradient of the value may be empty: the sums are then without it.
+    """
     sizes = _sizes(inputs, stride)
     plan = library.stem_plan(sizes)
     (groups, images), channels = inputs.mean.shape, inputs.bias.shape[0]

@@ -145,6 +145,8 @@ class Window {
     return (x >= 0) & (x < (int32_t)p_.width);
   }
 
+  const ImageRows& image() const { return image_; }
+
   float *keys, *values;  // rings of (phase, size, columns)
   Int key_row, value_row;
   Int* step;                     // of the taps of a window row

@@ -176,10 +176,10 @@ struct Image {
   Floats x, mean, weights, bias, value;
 
   explicit Image(const Problem& p)
-      : x(normal(p.batch * p.height * p.width * p.inputs)),
-        mean(normal(p.means * p.inputs)),
-        weights(normal(p.means * p.inputs * p.channels)),
-        bias(normal(p.channels)),
+      : x(eighths(p.batch * p.height * p.width * p.inputs)),
+        mean(eighths(p.means * p.inputs)),
+        weights(eighths(p.means * p.inputs * p.channels)),
+        bias(eighths(p.channels)),
         value(p.batch * p.height * p.width * p.channels) {
     for (Int n = 0; n < Int(value.size()); ++n) {
       const Int c = n % p.channels, pixel = n / p.channels;
@@ -190,6 +190,21 @@ struct Image {
                weights[(set * p.inputs + i) * p.channels + c];
       value[n] = std::max(sum, 0.0);
     }
+  }
+  // What the gradients of the values give: for each image, the sums of those before the ReLU, and of
+  // their products with each channel.
+  Doubles sums(const Problem& p, const Doubles& d_value) const {
+    Doubles found(p.batch * (1 + p.inputs) * p.channels);
+    for (Int n = 0; n < Int(value.size()); ++n) {
+      const Int c = n % p.channels, pixel = n / p.channels, at = pixel / (p.height * p.width);
+      if (value[n] <= 0) continue;
+      double* total = &found[at * (1 + p.inputs) * p.channels + c];
+      total[0] += d_value[n];
+      for (Int i = 0; i < p.inputs; ++i)
+        total[(1 + i) * p.channels] +=
+            d_value[n] * (double(x[pixel * p.inputs + i]) - mean[at * p.means / p.batch * p.inputs + i]);
+    }
+    return found;
   }
   ImageArrays arrays() const { return {x.data(), mean.data(), weights.data(), bias.data()}; }
 };
@@ -240,9 +255,12 @@ bool check(const Problem& p) {
   Int blocks = make_plan(p, 3).blocks;
   Elements dq(q.count(), narrow), dk(k.count(), narrow), dv(v.count(), narrow);
   Elements parts(p.batch * blocks * p.groups * taps, false), dp(bias.count(), false);
+  const Int sum_size = (1 + p.inputs) * p.channels;
+  Elements sums(p.inputs ? p.batch * blocks * sum_size : 0, false);
   const BackwardArrays arrays = {q.array(), k.array(), v.array(), bias.floats(), exact.floats(),
                                  g.array(), shift.floats(), factor.floats(), dq.array(),
-                                 dk.array(), dv.array(), parts.floats(), image.arrays()};
+                                 dk.array(), dv.array(), parts.floats(), image.arrays(),
+                                 p.inputs ? sums.floats() : nullptr};
   run(p, kernels_under_test.backward_memory(p), [&](const Plan& plan, const Task& task, float* memory) {
     kernels_under_test.backward(p, arrays, plan, task, memory);
   });
@@ -251,11 +269,16 @@ bool check(const Problem& p) {
     Int part = i / (p.groups * taps), prior_of = part / blocks * p.priors / p.batch;
     dp.floats()[prior_of * p.groups * taps + i % (p.groups * taps)] += parts.floats()[i];
   }
+  Elements of_images(p.inputs ? p.batch * sum_size : 0, false);
+  memset(of_images.floats(), 0, sizeof(float) * of_images.count());
+  for (Int i = 0; i < sums.count(); ++i)
+    of_images.floats()[i / sum_size / blocks * sum_size + i % sum_size] += sums.floats()[i];
   // Sums of up to some thousand products of normal numbers, in float32.
   bool fine = close("out", out, want.out, 1e-5);
   fine &= close("d_query", dq, want.d_query, 3e-5);
   fine &= close("d_key", dk, want.d_key, 3e-5);
   fine &= close("d_value", dv, want.d_value, 1e-5);
+  if (p.inputs) fine &= close("sums", of_images, image.sums(p, want.d_value), 3e-5);
   return fine & close("d_prior", dp, want.d_prior, 3e-5);
 }
 

@@ -10,10 +10,11 @@ import pytest
 
 from pallas_kernels import local_relation, native
 from pallas_kernels.native import images, library, stem
-from pallas_kernels.pallas.stem import Inputs
+from pallas_kernels.pallas.stem import Inputs, Maps
 from pallas_kernels.spec import Inputs as Relation
 from pallas_kernels.spec import Residuals, Spec
 from tests.pallas_kernels.native.test_native import instruction_sets, needs_library, use
+from tests.pallas_kernels.pallas.stem import stem_problems
 
 __all__ = ["use"]  # a fixture
 
@@ -58,6 +59,8 @@ PROBLEMS = {
     "grey": Problem(2, 7, 6, 1, 16, Spec((7, 7), 8), means=2),
     # Bands of rows, and chunks of groups of which the last has one group with a part of a vector.
     "chunks": Problem(1, 37, 5, 4, 68, Spec((3, 3), 4, normalization="none"), depth=2),
+    # One thread does both blocks of an image in one go, and two threads do not.
+    "blocks": Problem(5, 35, 3, 2, 4, Spec((3, 3), 2)),
     "narrow": Problem(1, 3, 1, 2, 5, Spec((3, 3), 2, 3, similarity="multiplication"), depth=3),
 }
 
@@ -66,7 +69,8 @@ PROBLEMS = {
 def program(spec):
     def run(inputs, prior, d_out):
         kept = images.forward(spec, inputs, prior)
-        return kept, images.backward(spec, inputs, prior, kept, d_out)
+        arrays = (inputs, prior, kept, d_out)
+        return kept, images.gradients_of_maps(spec, *arrays), *images.backward(spec, *arrays)
 
     return jax.jit(run)
 
@@ -80,7 +84,7 @@ def values_of(inputs):
 
 @functools.cache
 def in_float64(name):
-    """Key, query, output, and the gradients of key, query, value and prior, by the reference."""
+    """Maps, output, the gradients of value, key, query and prior, and sums, by the reference."""
     problem = PROBLEMS[name]
     spec = problem.spec
     with jax.enable_x64(True):
@@ -96,14 +100,16 @@ def in_float64(name):
 
         out, vjp = jax.vjp(related, query, key, value, prior)
         d_query, d_key, d_value, d_prior = vjp(d_out)
-        found = key, query, out, d_value, d_key, d_query, d_prior
+        d_maps = Maps(d_value, d_key, d_query)
+        _, sums = stem_problems.in_float64(inputs, d_maps, spec.stride)
+        found = key, query, out, *d_maps, d_prior, *sums
     return jax.tree.map(np.asarray, found)
 
 
 def results(name):
     problem = PROBLEMS[name]
-    kept, (d_maps, d_prior) = program(problem.spec)(*problem.arrays)
-    return kept.key, kept.query, kept.out, *d_maps, d_prior
+    kept, d_maps, sums, d_prior = program(problem.spec)(*problem.arrays)
+    return kept.key, kept.query, kept.out, *d_maps, d_prior, *sums
 
 
 @needs_library
@@ -130,7 +136,7 @@ def test_the_values_have_the_bits_of_a_map():
 
 
 @needs_library
-@pytest.mark.parametrize("name", ["network", "chunks"])
+@pytest.mark.parametrize("name", ["network", "chunks", "blocks"])
 def test_threads_make_no_difference(name, use):
     found = []
     for threads in (1, 2, library.ALL_THREADS):
@@ -161,8 +167,8 @@ def test_what_is_not_finite_stays_in_its_windows(number, name, row, column):
     x = np.array(inputs.x)
     x[0, row, column] = number
     run = program(problem.spec)
-    clean, (d_clean, _) = run(inputs, prior, d_out)
-    kept, (d_maps, _) = run(inputs._replace(x=x), prior, d_out)
+    clean, d_clean, *_ = run(inputs, prior, d_out)
+    kept, d_maps, *_ = run(inputs._replace(x=x), prior, d_out)
     touched = np.zeros(kept.out.shape[:3], bool)
     touched[0] = np.outer(*(reads(problem, axis, at) for axis, at in ((0, row), (1, column))))
     assert 0 < touched.sum() < touched[0].size
@@ -188,7 +194,7 @@ def test_infinities_have_the_bits_of_the_relation_of_maps():
     x, weights = np.array(inputs.x), np.abs(inputs.weights)
     x[0, 2, 3], weights[..., 18:] = np.inf, -1  # a pixel without a query
     inputs = inputs._replace(x=x, weights=weights, key=np.abs(inputs.key))
-    kept, (d_maps, d_prior) = program(spec)(inputs, prior, d_out)
+    kept, d_maps, _, d_prior = program(spec)(inputs, prior, d_out)
 
     @jax.jit
     def of_maps(inputs, prior, d_out):
