@@ -29,12 +29,12 @@ def dot_general(
     special = precision is not None or any(x is not None for x in options.values())
     if special or dimensions != ROWS_TIMES_KERNEL or not _is_native(rows, kernel):
         return jax.lax.dot_general(rows, kernel, dimensions, precision=precision, **options)
-    return _product(rows, kernel)
+    return _traced_once(rows, kernel)
 
 
 def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
     """(P, K) times (K, N), as jnp.dot has it."""
-    return _product(rows, kernel) if _is_native(rows, kernel) else jnp.dot(rows, kernel)
+    return _traced_once(rows, kernel) if _is_native(rows, kernel) else jnp.dot(rows, kernel)
 
 
 def _is_native(rows: jax.Array, kernel: jax.Array) -> bool:
@@ -61,6 +61,9 @@ def _product_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         parts.append(_tangent.bind(*vary_alike((rows, d_kernel)), mapped=0, precision=precision))
     return y, sum(parts[1:], start=parts[0]) if parts else jnp.zeros_like(y)
 
+
+# Layers of equal shapes share the program and its derivatives. It leaves no trace in programs.
+_traced_once = jax.jit(_product, inline=True)
 
 # Of rows and a kernel: the product, as a linear map of the kernel. Its transpose is _gradient.
 _tangent = Primitive("lrnet_kernel_tangent")
