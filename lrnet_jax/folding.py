@@ -13,7 +13,8 @@ from lrnet_jax.layers.full_image import FullImageRelation
 from lrnet_jax.layers.input_transformation import is_input
 from lrnet_jax.layers.local_relation import LocalRelation
 from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock
-from lrnet_jax.networks import Network, Normalized
+from lrnet_jax.networks import Network
+from lrnet_jax.normalized import Normalized
 
 
 class Shift(nnx.Module):

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +10,20 @@ from flax import nnx
 
 from lrnet_jax.checks import check_images, check_positive, check_rngs
 from lrnet_jax.layers.activation import relu
-from lrnet_jax.layers.batch_norm import BatchNorm
 from lrnet_jax.layers.channel_transformation import (
-    NO_PADDING,
     ChannelTransformation,
     Multiples,
-    fan_in_normal,
 )
-from lrnet_jax.layers.full_image import FullImageRelation
 from lrnet_jax.layers.input_transformation import is_input, relate_input
 from lrnet_jax.layers.kept import first_recomputed, keep, recomputed
 from lrnet_jax.layers.local_relation import LocalRelation
-from lrnet_jax.layers.non_local import NonLocal, NonLocalBlock, inner_features
-from lrnet_jax.layers.normalized_maps import is_joint, normalized_maps
+from lrnet_jax.layers.non_local import NonLocalBlock
 from lrnet_jax.layers.pooling import max_pool_3x3
-from lrnet_jax.layers.relation import Relation, RelationOptions
+from lrnet_jax.layers.relation import Relation
+from lrnet_jax.normalized import Normalized, make_batch_norm
 from lrnet_jax.plan import (
     BlockPlan,
     FeatureInfo,
-    LayerPlan,
     feature_info,
     inner_multiple,
     plan_blocks,
@@ -158,12 +152,13 @@ class Network(nnx.Module):
         return features
 
 
-def _stem(pool: bool, layers: nnx.List["Normalized"], x: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _stem(pool: bool, layers: nnx.List[Normalized], x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The stem before and after its pool."""
     first, last = layers[0], layers[-1]
     if isinstance(last.layer, LocalRelation) and is_input(first.layer):
-        related = relate_input(first.layer, first.norm, last.layer, x)
-        x = last.normalized(keep(related), relu=True)
+        product = last.product(relu=True) if last.is_one_pass(x) else None
+        related = relate_input(first.layer, first.norm, last.layer, x, product)
+        x = last.normalized(keep(related), relu=True) if product is None else related
     else:
         for layer in layers:
             x = layer(x, relu=True)
@@ -188,7 +183,7 @@ class Block(nnx.Module):
             NonLocalBlock(
                 last.out_features,
                 pool=variant.full_image_pool[plan.stage],
-                norm=_batch_norm(variant, last.out_features, zero_gamma=True),
+                norm=make_batch_norm(variant, last.out_features, zero_gamma=True),
                 dtype=jnp.dtype(variant.dtype),
                 rngs=rngs,
             )
@@ -199,61 +194,26 @@ class Block(nnx.Module):
     def __call__(self, x: jax.Array, scale: jax.Array | None = None) -> jax.Array:
         """(B, H, W, C) -> (B, Ho, Wo, C of the stage); `scale` (B,) multiplies the branch."""
         y: jax.Array | Maps = x
-        followers = [*(layer.layer for layer in self.branch[1:]), None]
-        for layer, next_one, multiples in zip(self.branch, followers, self.multiples, strict=True):
-            y = layer.before(next_one, multiples, y)
+        for (layer, following), multiples in zip(
+            itertools.pairwise(self.branch), self.multiples[:-1], strict=True
+        ):
+            y = layer.before(following.layer, multiples, y)
+        y = self._residual_sum(x, y, scale)
+        return y if self.non_local is None else self.non_local(y)
+
+    def _residual_sum(
+        self, x: jax.Array, y: jax.Array | Maps, scale: jax.Array | None
+    ) -> jax.Array:
+        """The block's ReLU of x's shortcut and the last layer of the branch, of y."""
+        shortcut = (lambda x: x) if self.shortcut is None else self.shortcut
+        last, multiples = self.branch[-1], self.multiples[-1]
+        if scale is None and last.is_one_pass(y, multiples):
+            return last.layer(y, product=last.product(relu=True, residual=shortcut(x)))
+        y = last.before(None, multiples, y)
         assert not isinstance(y, Maps)
         if scale is not None:
             y = y * scale.astype(y.dtype)[:, None, None, None]
-        y = relu(y + (x if self.shortcut is None else self.shortcut(x)))
-        return y if self.non_local is None else self.non_local(y)
-
-
-class Normalized(nnx.Module):
-    """A layer and its batch normalisation."""
-
-    def __init__(
-        self, variant: Variant, plan: LayerPlan, rngs: nnx.Rngs, *, zero_gamma: bool = False
-    ) -> None:
-        self.layer = _make_layer(variant, plan, rngs)
-        self.norm = _batch_norm(variant, plan.out_features, zero_gamma=zero_gamma)
-
-    def __call__(
-        self, x: jax.Array, *, relu: bool = False, multiples: Multiples = NO_PADDING
-    ) -> jax.Array:
-        """(B, H, W, C) -> (B, Ho, Wo, C of the layer), through a ReLU if one follows.
-
-        `multiples` fill both up by zeros; convolutions and the like know none.
-        """
-        return self.normalized(keep(self.applied(x, multiples)), relu=relu, multiples=multiples)
-
-    def applied(self, x: jax.Array | Maps, multiples: Multiples = NO_PADDING) -> jax.Array:
-        """What the layer makes of its input, or a local relation of the maps of its input."""
-        options = {} if multiples == NO_PADDING else {"multiples": multiples}
-        if isinstance(x, Maps):
-            assert isinstance(self.layer, LocalRelation)
-            return self.layer.of_maps(x, **options)
-        return self.layer(x, **options)
-
-    def normalized(
-        self, y: jax.Array, *, relu: bool, multiples: Multiples = NO_PADDING
-    ) -> jax.Array:
-        """What follows the layer."""
-        with jax.named_scope("batch_norm"):
-            return self.norm(y, relu=relu, multiple=multiples.output)
-
-    def before(
-        self, following: object, multiples: Multiples, x: jax.Array | Maps
-    ) -> jax.Array | Maps:
-        """As `__call__`, with a ReLU or the maps of a local relation for the layer that follows."""
-        y = self.applied(x, multiples)
-        # The last map is the widest of a block, and a product with what is kept makes it again.
-        y = y if following is None and isinstance(self.layer, ChannelTransformation) else keep(y)
-        if is_joint(following, self.norm, y):
-            with jax.named_scope("batch_norm"):
-                return normalized_maps(self.norm, following, y, multiples.output)
-        y = self.normalized(y, relu=following is not None, multiples=multiples)
-        return y if following is None else keep(y)
+        return relu(y + shortcut(x))
 
 
 def fold_priors(model: Network) -> Network:
@@ -274,77 +234,3 @@ def fold_priors(model: Network) -> Network:
             module.fold_prior()
     folded.variant = dataclasses.replace(model.variant, prior="table")
     return folded
-
-
-def _make_layer(
-    variant: Variant, plan: LayerPlan, rngs: nnx.Rngs
-) -> Callable[[jax.Array], jax.Array]:
-    dtype = jnp.dtype(variant.dtype)
-    features, strides = (plan.in_features, plan.out_features), plan.strides
-    match plan.kind:
-        case "channel_transformation":
-            return ChannelTransformation(*features, strides=strides, dtype=dtype, rngs=rngs)
-        case "convolution" | "depthwise":
-            return _convolution(plan, dtype, rngs)
-        case "local_relation":
-            return LocalRelation(
-                *features,
-                plan.kernel_size,
-                strides,
-                implementation=variant.implementation,
-                rngs=rngs,
-                **_relation_options(variant, plan),
-            )
-        case "full_image":
-            return FullImageRelation(
-                *features,
-                strides,
-                pool=plan.pool,
-                output_size=plan.output_size,
-                rngs=rngs,
-                **_relation_options(variant, plan),
-            )
-        case "non_local":
-            inner = inner_features(plan.in_features)
-            return NonLocal(
-                *features, inner, strides=strides, pool=plan.pool, dtype=dtype, rngs=rngs
-            )
-
-
-def _convolution(plan: LayerPlan, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Conv:
-    return nnx.Conv(
-        plan.in_features,
-        plan.out_features,
-        (plan.kernel_size, plan.kernel_size),
-        strides=plan.strides,
-        # With "SAME" an output is not centred on pixel i * strides of an even image.
-        padding=plan.kernel_size // 2,
-        feature_group_count=plan.in_features if plan.kind == "depthwise" else 1,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=fan_in_normal,
-        rngs=rngs,
-    )
-
-
-def _relation_options(variant: Variant, plan: LayerPlan) -> RelationOptions:
-    return RelationOptions(
-        channels_per_group=plan.channels_per_group,
-        query_key_dim=plan.query_key_dim,
-        similarity=variant.similarity,
-        scale=variant.scale,
-        normalization=variant.normalization,
-        prior=variant.prior,
-        prior_hidden=variant.prior_hidden,
-        prior_stddev=variant.prior_stddev,
-        dtype=jnp.dtype(variant.dtype),
-    )
-
-
-def _batch_norm(variant: Variant, features: int, *, zero_gamma: bool) -> BatchNorm:
-    return BatchNorm(
-        features,
-        scale_init=0.0 if zero_gamma else 1.0,
-        group_images=variant.batch_norm_images,
-        axis_name=variant.batch_norm_axis,
-    )

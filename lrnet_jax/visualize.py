@@ -13,7 +13,8 @@ from flax import nnx
 
 from lrnet_jax.layers.channel_transformation import NO_PADDING, Multiples
 from lrnet_jax.layers.local_relation import LocalRelation
-from lrnet_jax.networks import Network, Normalized
+from lrnet_jax.networks import Network
+from lrnet_jax.normalized import Normalized
 
 
 class QueryKey(NamedTuple):

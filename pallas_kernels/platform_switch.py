@@ -66,6 +66,11 @@ def without_switch() -> Iterator[None]:
         _plain_only.reset(token)
 
 
+def switches_are_off() -> bool:
+    """Whether this is within `without_switch`."""
+    return _plain_only.get()
+
+
 def current_platform() -> str:
     """The platform that JAX compiles for here, by the name that lowering uses ("cuda")."""
     backend = jax.default_backend()

@@ -90,7 +90,7 @@ class BatchNorm(nnx.Module):
         channels = self.scale.shape[0]
         if self.use_running_average:
             gain, offset = self.gain_and_offset(multiple)
-            return (_affine_relu if relu else affine)(jnp.dtype(dtype), x, gain, offset)
+            return (affine_relu if relu else affine)(jnp.dtype(dtype), x, gain, offset)
 
         scale, bias, average_mean, _ = self.filled_up(multiple)
         options = _Options(self.epsilon, self.axis_name, relu)
@@ -140,17 +140,17 @@ def _rectified(dtype: DTypeLike, x: jax.Array, gain: jax.Array, offset: jax.Arra
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _affine_relu(dtype: jnp.dtype, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
+def affine_relu(dtype: jnp.dtype, x: jax.Array, gain: jax.Array, offset: jax.Array) -> jax.Array:
     """relu(x * gain + offset)."""
     return computed_once(_rectified, dtype)(x, gain, offset)
 
 
-@_affine_relu.defjvp
+@affine_relu.defjvp
 def _affine_relu_jvp(
     dtype: jnp.dtype, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[jax.Array, jax.Array]:
     (x, gain, _), (d_x, d_gain, d_offset) = primals, tangents
-    y = _affine_relu(dtype, *primals)
+    y = affine_relu(dtype, *primals)
     tangent = (d_x * gain + x * d_gain + d_offset).astype(dtype)
     return y, jnp.where(y == 0, 0, tangent)
 

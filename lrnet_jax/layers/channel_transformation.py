@@ -37,6 +37,9 @@ class Multiples(NamedTuple):
 
 NO_PADDING = Multiples()
 
+# Of pixels (B, Ho, Wo, in_features) and a kernel (in_features, out_features).
+Product = Callable[[jax.Array, jax.Array], jax.Array]
+
 
 class ChannelTransformation(nnx.Linear):
     """A linear map of the channels, the same at every pixel, as a 1x1 convolution is.
@@ -85,14 +88,18 @@ class ChannelTransformation(nnx.Linear):
         out_sharding: jax.sharding.PartitionSpec | None = None,
         *,
         multiples: Multiples = NO_PADDING,
+        product: Product | None = None,
     ) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).
 
         Without strides the input may be (..., in_features). `out_sharding` is that of nnx.Linear.
-        `multiples` fill both up by zeros; such a layer has no bias.
+        `multiples` fill both up by zeros; such a layer has no bias. `product` computes the output
+        from the pixels and the kernel, in place of all else.
         """
         s = self.strides
         x = keep(inputs[:, ::s, ::s]) if s > 1 else inputs
+        if product is not None:
+            return product(x, self.kernel[...])
         # Pixels become the rows of a matrix: with more axes the gradient is slower on a CPU.
         if multiples != NO_PADDING:
             x, kernel = nnx.nn.dtypes.promote_dtype((x, self.kernel[...]), dtype=self.dtype)

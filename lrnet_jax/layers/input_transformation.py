@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from lrnet_jax.layers import image_relation
 from lrnet_jax.layers.batch_norm import BatchNorm
-from lrnet_jax.layers.channel_transformation import ChannelTransformation
+from lrnet_jax.layers.channel_transformation import ChannelTransformation, Product
 from lrnet_jax.layers.image_maps import Options, image_maps
 from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.local_relation import LocalRelation
@@ -46,15 +46,23 @@ def transform_input(
 
 
 def relate_input(
-    layer: ChannelTransformation, norm: BatchNorm, relation: LocalRelation, x: jax.Array
+    layer: ChannelTransformation,
+    norm: BatchNorm,
+    relation: LocalRelation,
+    x: jax.Array,
+    product: Product | None = None,
 ) -> jax.Array:
-    """relation(relu(norm(layer(x)))); arguments and errors are those of `transform_input`."""
+    """relation(relu(norm(layer(x)))); arguments and errors are those of `transform_input`.
+
+    `product` is that of the relation's last transformation, as it takes it.
+    """
     inputs = _linear_map(layer, norm, relation, x)
     options = image_relation.Options(relation.spec, relation.implementation)
     if image_relation.unavailable(options, inputs) is None:
         prior = relation.geometric_prior()
-        return relation.output(image_relation.image_relation(options, inputs, prior))
-    return relation.of_maps(_maps(relation, inputs))
+        related = image_relation.image_relation(options, inputs, prior)
+        return relation.output(related, product=product)
+    return relation.of_maps(_maps(relation, inputs), product=product)
 
 
 def _maps(relation: LocalRelation, inputs: Inputs) -> Maps:

@@ -8,7 +8,12 @@ import numpy as np
 from flax import nnx
 
 from lrnet_jax.checks import check_odd, check_positive
-from lrnet_jax.layers.channel_transformation import NO_PADDING, Multiples, apply_jointly
+from lrnet_jax.layers.channel_transformation import (
+    NO_PADDING,
+    Multiples,
+    Product,
+    apply_jointly,
+)
 from lrnet_jax.layers.geometric_prior import Prior, window_positions
 from lrnet_jax.layers.kept import keep
 from lrnet_jax.layers.relation import Relation
@@ -134,15 +139,21 @@ class LocalRelation(Relation):
             key = self.key(x, multiples=multiples)
         return self._to_vectors(keep(query)), self._to_vectors(keep(key))
 
-    def of_maps(self, maps: Maps, *, multiples: Multiples = NO_PADDING) -> jax.Array:
+    def of_maps(
+        self, maps: Maps, *, multiples: Multiples = NO_PADDING, product: Product | None = None
+    ) -> jax.Array:
         """As `__call__`, of values, keys and queries that were computed together."""
         query, key = self._to_vectors(maps.query), self._to_vectors(maps.key)
-        return self.output(self.aggregate(query, key, maps.value), multiples=multiples)
+        aggregated = self.aggregate(query, key, maps.value)
+        return self.output(aggregated, multiples=multiples, product=product)
 
-    def __call__(self, x: jax.Array, *, multiples: Multiples = NO_PADDING) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, *, multiples: Multiples = NO_PADDING, product: Product | None = None
+    ) -> jax.Array:
         """(B, H, W, in_features) -> (B, Ho, Wo, out_features).
 
-        `multiples` fill both up by zeros, within the last group of the input.
+        `multiples` fill both up by zeros, within the last group of the input. `product` is that of
+        the last transformation, as a `ChannelTransformation` takes it.
 
         Raises:
           ValueError: x has another shape.
@@ -155,7 +166,7 @@ class LocalRelation(Relation):
             )
         x = x if self.dtype is None else x.astype(self.dtype)
         aggregated = self.aggregate(*self.query_and_key(x, multiples.input), x)
-        return self.output(aggregated, multiples=multiples)
+        return self.output(aggregated, multiples=multiples, product=product)
 
     def aggregate(self, query: jax.Array, key: jax.Array, x: jax.Array) -> jax.Array:
         """(B, Ho, Wo, C) before the last transformation, of query, key and the values x."""

@@ -6,7 +6,7 @@
 first layer of a network makes of images. `image_rows.h` and `images.py` are a local relation that
 computes its values from images. `channel_sums.cc` and `channel_sums.py` take the means that batch
 normalisation needs, `weight_gradients.cc` and `weight_gradients.py` the gradients of the kernels of
-1x1 convolutions.
+1x1 convolutions, and `row_products.cc` and `row_products.py` are these convolutions.
 
 The library is compiled when the package is installed, if there is a C++ compiler. A program that
 is exported by `jax.export` does not need it, because it holds the `xla` implementation.

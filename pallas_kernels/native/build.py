@@ -28,7 +28,7 @@ FLAGS = (
 )  # fmt: skip
 
 # Sources that are compiled for each instruction set.
-KERNELS = ("kernels", "stem", "channel_sums", "weight_gradients")
+KERNELS = ("kernels", "stem", "channel_sums", "weight_gradients", "row_products")
 INSTRUCTION_SETS = {
     "x86_64": {
         "baseline": (),

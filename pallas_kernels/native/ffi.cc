@@ -1,9 +1,11 @@
 // The kernels as custom calls of XLA, and what Python asks the library directly.
 #include <cstdlib>
 #include <cstring>
+#include <optional>
 
 #include "channel_sums.h"
 #include "parallel.h"
+#include "row_products.h"
 #include "stem.h"
 #include "weight_gradients.h"
 #include "xla/ffi/api/ffi.h"
@@ -14,11 +16,13 @@ extern const Kernels baseline_kernels;
 extern const StemKernels baseline_stem;
 extern const SumKernels baseline_channel_sums;
 extern const WeightKernels baseline_weight_gradients;
+extern const ProductKernels baseline_row_products;
 #if defined(__x86_64__)
 extern const Kernels avx2_kernels, avx512_kernels;
 extern const StemKernels avx2_stem, avx512_stem;
 extern const SumKernels avx2_channel_sums, avx512_channel_sums;
 extern const WeightKernels avx2_weight_gradients, avx512_weight_gradients;
+extern const ProductKernels avx2_row_products, avx512_row_products;
 #endif
 
 namespace {
@@ -29,6 +33,7 @@ struct InstructionSet {
   const StemKernels* stem;
   const SumKernels* sums;
   const WeightKernels* weights;
+  const ProductKernels* products;
 };
 
 // The fastest that this processor has comes first.
@@ -40,15 +45,15 @@ const InstructionSet* instruction_sets() {
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl"))
       found[n++] = {"avx512", &avx512_kernels, &avx512_stem, &avx512_channel_sums,
-                    &avx512_weight_gradients};
+                    &avx512_weight_gradients, &avx512_row_products};
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       found[n++] = {"avx2", &avx2_kernels, &avx2_stem, &avx2_channel_sums,
-                    &avx2_weight_gradients};
+                    &avx2_weight_gradients, &avx2_row_products};
     found[n++] = {"sse2", &baseline_kernels, &baseline_stem, &baseline_channel_sums,
-                  &baseline_weight_gradients};
+                  &baseline_weight_gradients, &baseline_row_products};
 #else
     found[n++] = {"baseline", &baseline_kernels, &baseline_stem, &baseline_channel_sums,
-                  &baseline_weight_gradients};
+                  &baseline_weight_gradients, &baseline_row_products};
 #endif
     return true;
   }();
@@ -62,6 +67,7 @@ std::atomic<Int> thread_limit{INT32_MAX};
 const Kernels& kernels() { return *instruction_sets()[chosen_set].kernels; }
 const StemKernels& stem_kernels() { return *instruction_sets()[chosen_set].stem; }
 const SumKernels& sum_kernels() { return *instruction_sets()[chosen_set].sums; }
+const ProductKernels& product_kernels() { return *instruction_sets()[chosen_set].products; }
 const WeightKernels& weight_kernels() { return *instruction_sets()[chosen_set].weights; }
 
 Array array(const ffi::AnyBuffer& buffer) {
@@ -261,12 +267,34 @@ ffi::Error weight_gradient(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffe
              [=, &k](Int task, float*) { k.add(w, cut, arrays, task); });
 }
 
+using Optional = std::optional<ffi::AnyBuffer>;
+
+const float* floats(const Optional& buffer) { return buffer ? floats(*buffer) : nullptr; }
+
+ffi::Error row_product(ffi::ThreadPool pool, ffi::AnyBuffer x, ffi::AnyBuffer kernel, Optional gain,
+                       Optional offset, Optional residual, Result out, Result memory, Sizes sizes,
+                       bool transposed, bool relu) {
+  const Product p = {sizes[0], sizes[1], sizes[2], transposed, relu};
+  if (memory->element_count() < static_cast<size_t>(packed_floats(p)))
+    return ffi::Error::Internal("row product: the memory for the kernel is too small");
+  const ProductArrays arrays = {floats(x),        floats(kernel),  floats(gain), floats(offset),
+                                floats(residual), floats(*memory), floats(*out)};
+  const ProductKernels& k = product_kernels();
+  const Int workers = least(most(1, pool.num_threads()), thread_limit), panels = k.panels(p);
+  auto schedule = [&](auto task) { pool.Schedule(std::move(task)); };
+  run_tasks(panels, workers, schedule, [=, &k](Int panel, Int) { k.pack(p, arrays, panel); });
+  run_tasks(product_tasks(p, panels), workers, schedule,
+            [=, &k](Int task, Int) { k.multiply(p, arrays, task); });
+  return ffi::Error::Success();
+}
+
 }  // namespace
 
 // What the library shows to the world.
 #pragma GCC visibility push(default)
 
 #define ARGUMENT Arg<ffi::AnyBuffer>()
+#define OPTIONAL OptionalArg<ffi::AnyBuffer>()
 #define RESULT Ret<ffi::AnyBuffer>()
 #define OPTIONS Attr<Sizes>("sizes").Attr<bool>("softmax").Attr<float>("scale")
 
@@ -314,6 +342,11 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_weight_gradient, weight_gradient,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .ARGUMENT.ARGUMENT.RESULT.RESULT.RESULT.Attr<Sizes>("sizes"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(lrnet_cpu_row_product, row_product,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .ARGUMENT.ARGUMENT.OPTIONAL.OPTIONAL.OPTIONAL.RESULT.RESULT
+                                  .Attr<Sizes>("sizes").Attr<bool>("transposed").Attr<bool>("relu"));
 
 extern "C" {
 
@@ -356,6 +389,11 @@ void local_relation_weight_plan(const int64_t* sizes, int64_t threads, int64_t* 
   const WeightCut cut = make_weight_cut(w, threads);
   memcpy(plan, &cut, sizeof cut);
   plan[3] = weight_memory(w, cut);
+}
+
+// How many floats the packed kernel of a product is.
+int64_t local_relation_row_product(const int64_t* sizes) {
+  return packed_floats({sizes[0], sizes[1], sizes[2], false, false});
 }
 
 // Name of instruction set i of this processor, the fastest first; null after the last.

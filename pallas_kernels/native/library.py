@@ -22,9 +22,10 @@ STEM_BACKWARD = "lrnet_cpu_stem_backward"
 MOMENTS = "lrnet_cpu_moments"
 PRODUCTS = "lrnet_cpu_products"
 WEIGHT_GRADIENT = "lrnet_cpu_weight_gradient"
+ROW_PRODUCT = "lrnet_cpu_row_product"
 TARGETS = (
     FORWARD, BACKWARD, IMAGE_FORWARD, IMAGE_BACKWARD, STEM_FORWARD, STEM_BACKWARD,
-    MOMENTS, PRODUCTS, WEIGHT_GRADIENT,
+    MOMENTS, PRODUCTS, WEIGHT_GRADIENT, ROW_PRODUCT,
 )  # fmt: skip
 REBUILD = "`python -m pallas_kernels.native`"
 
@@ -112,9 +113,12 @@ def weight_plan(sizes: tuple[int, int, int], threads: int) -> WeightPlan:
 
 def channel_sums(sizes: tuple[int, int, int]) -> int:
     """The floats that sums over pixels need; sizes are those of `Pixels` in `channel_sums.h`."""
-    function = loaded().local_relation_channel_sums
-    function.restype = ctypes.c_int64
-    return int(function((ctypes.c_int64 * len(sizes))(*sizes)))
+    return _floats("local_relation_channel_sums", sizes)
+
+
+def packed_kernel(sizes: tuple[int, int, int]) -> int:
+    """The floats of a packed kernel; sizes are those of `Product` in `row_products.h`."""
+    return _floats("local_relation_row_product", sizes)
 
 
 def instruction_sets() -> list[str]:
@@ -145,6 +149,12 @@ def loaded() -> ctypes.CDLL:
 def _use(library: ctypes.CDLL, instruction_set: str, threads: int) -> None:
     chosen = _names(library).index(instruction_set)
     library.local_relation_use(ctypes.c_int64(chosen), ctypes.c_int64(threads))
+
+
+def _floats(name: str, sizes: tuple[int, ...]) -> int:
+    function = loaded()[name]
+    function.restype = ctypes.c_int64
+    return int(function((ctypes.c_int64 * len(sizes))(*sizes)))
 
 
 def _names(library: ctypes.CDLL) -> list[str]:

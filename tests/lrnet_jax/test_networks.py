@@ -315,7 +315,7 @@ def test_recomputation_changes_nothing_and_repeats_one_product_of_a_block():
         products = [
             line
             for line in program.as_text().splitlines()
-            if re.search("stablehlo.dot_general|lrnet_cpu_weight_gradient", line)
+            if re.search("stablehlo.dot_general|lrnet_cpu_(weight_gradient|row_product)", line)
             and max(map(int, re.findall(r"(\d+)x", line))) >= 2 * 4 * 4
         ]
         return program, state, len(products)

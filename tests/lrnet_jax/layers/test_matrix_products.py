@@ -13,11 +13,18 @@ from lrnet_jax.layers import matrix_products
 from lrnet_jax.layers.channel_transformation import ChannelTransformation, apply_jointly
 from lrnet_jax.layers.matrix_products import product
 from pallas_kernels.native import library
+from pallas_kernels.platform_switch import without_switch
 from tests.lrnet_jax.test_networks import FAST, create, small
 
 needs_library = pytest.mark.skipif(library.obstacle() is not None, reason=str(library.obstacle()))
 RNG = np.random.default_rng(0)
 ROWS, KERNEL, WEIGHTS = (RNG.normal(size=s).astype(np.float32) for s in ((12, 7), (7, 5), (12, 5)))
+
+
+@pytest.fixture(autouse=True)
+def few_rows_are_enough(monkeypatch):
+    """The products themselves are C++ too, where XLA would take those of so few rows."""
+    monkeypatch.setattr(matrix_products.row_products, "MIN_ROWS", 1)
 
 
 def loss(multiply, rows, kernel):
@@ -118,10 +125,13 @@ def test_other_platforms_have_the_program_of_dot(platform, precision):
 
 
 @needs_library
-def test_a_cpu_has_the_custom_call():
+def test_a_cpu_has_the_custom_calls(monkeypatch):
     found, want = texts("cpu")
-    assert library.WEIGHT_GRADIENT in found
-    assert library.WEIGHT_GRADIENT not in want
+    assert found.count(f"@{library.WEIGHT_GRADIENT}") == 1
+    assert found.count(f"@{library.ROW_PRODUCT}") == 2  # the product and the gradient of the rows
+    assert "custom_call" not in want
+    monkeypatch.setattr(matrix_products.row_products, "MIN_ROWS", 13)
+    assert library.ROW_PRODUCT not in texts("cpu")[0]
 
 
 @needs_library
@@ -137,6 +147,15 @@ def test_other_dtypes_are_those_of_dot(dtype):
     rows, kernel = jnp.asarray(ROWS, dtype), jnp.asarray(KERNEL, dtype)
     found, want = (str(jax.make_jaxpr(f)(rows, kernel)) for f in (product, jnp.dot))
     assert found == want
+
+
+@needs_library
+def test_without_switches_it_is_dot():
+    """Also of shapes that were traced before: converters know the primitives of JAX alone."""
+    before = str(jax.make_jaxpr(lambda *arrays: product(*arrays))(ROWS, KERNEL))
+    with without_switch():
+        found = str(jax.make_jaxpr(lambda *arrays: product(*arrays))(ROWS, KERNEL))
+    assert found == str(jax.make_jaxpr(jnp.dot)(ROWS, KERNEL)) != before
 
 
 def test_without_the_library(monkeypatch):

@@ -18,7 +18,7 @@ from pallas_kernels.tools.shapes import Shape, select
 
 SWEEPS = {  # of the sources
     "kernels": "sweep.cc", "stem": "stem_sweep.cc", "channel_sums": "channel_sums_sweep.cc",
-    "weight_gradients": "weight_gradients_sweep.cc",
+    "weight_gradients": "weight_gradients_sweep.cc", "row_products": "row_products_sweep.cc",
 }  # fmt: skip
 SANITIZERS = ("address,undefined", "thread")
 FLAGS = {"sse2": "baseline", "baseline": "baseline", "avx2": "avx2", "avx512": "avx512"}
