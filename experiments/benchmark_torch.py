@@ -4,10 +4,11 @@
     python -m experiments.benchmark_torch [--networks=lrnet26,resnet26] [--timm=halonet26t]
 
 Each network runs its forward pass (in evaluation mode) and one training step on random images of
-one size, float32, in turn with the others. Both libraries use all cores of the process. Ratios are
-to the first network. A busy machine slows all networks alike, and processor time, which is that of
-all threads, varies less. timm's HaloNet and BoTNet need images of 256 x 256. --torch_compile has
-`torch.compile` compile timm's networks.
+one size, float32, in turn with the others, twice: the second run counts, because the threads of one
+library still spin when the other begins. Both use all cores of the process. Ratios are to the first
+network. A busy machine slows all networks alike, and processor time, which is that of all threads,
+varies less. timm's HaloNet and BoTNet need images of 256 x 256. --torch_compile has `torch.compile`
+compile timm's networks.
 
 Without torch or timm, their networks are left out and the others are measured.
 """
@@ -77,7 +78,7 @@ def main(options: flags.FlagValues) -> None:
     results = {}
     for kind in PASSES:
         runs = {name: passes[kind] for name, passes in programs.items()}
-        results[kind] = interleave(runs, options.rounds)
+        results[kind] = interleave(runs, options.rounds, warm=True)
         print(f"\n{describe(kind, results[kind], options.batch_size)}", flush=True)
     if options.json:
         figures = {kind: {n: vars(t) for n, t in rows.items()} for kind, rows in results.items()}

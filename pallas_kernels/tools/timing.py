@@ -36,7 +36,11 @@ class Timing:
 
 
 def interleave(
-    programs: Mapping[str, Callable[[], Any]], rounds: int = 20, calls: int | None = None
+    programs: Mapping[str, Callable[[], Any]],
+    rounds: int = 20,
+    calls: int | None = None,
+    *,
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Times programs in turn: one run of each per round, after one round that is not counted.
 
@@ -45,6 +49,9 @@ def interleave(
       rounds: how many runs of each are counted, at least 2.
       calls: calls per run, all dispatched before the first is awaited. None for 10 on a GPU,
         where starting a program may take longer than running it, and 1 elsewhere.
+      warm: whether a call of the same program, which is not counted, comes before each run. It is
+        for programs of several libraries: the threads of one spin for a while after its work, and
+        take processor time from what another library runs next.
 
     Returns:
       Name to the timing.
@@ -56,6 +63,8 @@ def interleave(
     with _without_collector():
         for _ in range(rounds + 1):
             for name, program in programs.items():
+                if warm:
+                    jax.block_until_ready(program())
                 start, cpu_start = time.perf_counter(), time.process_time()
                 jax.block_until_ready([program() for _ in range(calls)])
                 elapsed, cpu = time.perf_counter() - start, time.process_time() - cpu_start

@@ -32,6 +32,18 @@ def test_interleave_runs_in_turn(monkeypatch):
     assert timings["b"].median == 2
 
 
+def test_the_second_of_two_runs_counts_where_they_are_warm(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    seconds = iter([9, 9, 7, 1, 8, 2])
+
+    def run():
+        clock[0] += next(seconds)
+
+    timings = timing.interleave({"a": run}, rounds=2, warm=True)
+    assert (timings["a"].least, timings["a"].upper) == (1, 1.75)
+
+
 def test_pythons_collector_waits_until_the_end(monkeypatch):
     monkeypatch.setattr(timing.gc, "collect", lambda: None)
     found = []
