@@ -8,9 +8,9 @@ network with a 3 x 3 convolution in place of each local relation. Its width give
 of multiply-adds.
 
 With seeds 0, 1 and 2 quickstart reached 89.85, 89.55 and 90.20 % top-1. Seed 0 took 2.1 minutes on
-two free CPU cores, with start and evaluations. quickstart_conv reached 90.25 % with seed 0, in 0.8
-minutes. The 2,000 test images resolve about 0.7 %. `make quickstart` draws
-figures 4 and 5 of the paper from its network at the end.
+two free CPU cores, with start and evaluations. quickstart_conv reached 90.25 % with seed 0, in
+1.6 minutes. The 2,000 test images resolve about 0.7 %. `make quickstart` draws figures 4 and 5 of
+the paper from its network at the end.
 """
 
 from experiments.config import Config, Data, Optim, Train, recipe
