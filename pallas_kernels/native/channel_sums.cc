@@ -13,11 +13,6 @@ namespace {
 
 constexpr Int PIXELS = 4;  // at a time
 
-// Where vector number v of the channels begins.
-INLINE Int first_channel(const Pixels& p, Int v) {
-  return v * LANES + LANES <= p.channels ? v * LANES : most(0, p.channels - LANES);
-}
-
 // Adds `summand(channel, pixel, &first, &second)` of all pixels of a task, for vectors of channels.
 template <typename Summand>
 INLINE void add_pixels(const Pixels& p, float* sums, Int task, Summand summand) {
@@ -30,7 +25,7 @@ INLINE void add_pixels(const Pixels& p, float* sums, Int task, Summand summand) 
   const Int last = group * p.pixels + (piece + 1) * p.pixels / pieces;
   auto add = [&](auto count) {
     for (Int v = 0; v < vectors; ++v) {
-      const Int channel = first_channel(p, v);
+      const Int channel = vector_start(p.channels, v);
       Floats first[PIXELS] = {}, second[PIXELS] = {};
       for (int i = 0; i < decltype(count)::value; ++i)
         summand(channel, pixel + i, &first[i], &second[i]);
@@ -43,7 +38,7 @@ INLINE void add_pixels(const Pixels& p, float* sums, Int task, Summand summand) 
   while (pixel + PIXELS <= last) add(Constant<PIXELS>{});
   while (pixel < last) add(Constant<1>{});
   // The last vector goes to where its channels are.
-  const Int place = first_channel(p, vectors - 1);
+  const Int place = vector_start(p.channels, vectors - 1);
   for (Int i = 0; i < SUMS; ++i)
     store(sums + i * row + place, load(sums + i * row + (vectors - 1) * LANES));
 }

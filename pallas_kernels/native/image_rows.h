@@ -75,12 +75,9 @@ class ImageRows {
     const Int channels = layout_.groups * p_.channels_per_group - missing_;
     for (Int c = 0; c < channels; ++c) {
       const Int place = c % p_.channels_per_group * (1 + p_.inputs);
-      for (Int k = 0; k < 1 + p_.inputs; ++k) {
-        float sum = 0;
-        for (Int i = c / p_.channels_per_group; i < row_; i += layout_.groups)
-          sum += sums[(place + k) * row_ + i];
-        target[k * p_.channels + c] = sum;
-      }
+      for (Int k = 0; k < 1 + p_.inputs; ++k)
+        target[k * p_.channels + c] =
+            sum_of_group(sums + (place + k) * row_, layout_.groups, c / p_.channels_per_group);
     }
   }
 

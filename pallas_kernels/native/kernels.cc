@@ -390,11 +390,8 @@ void write_own(const Problem& p, const BackwardArrays& arrays, const Task& task,
 void write_prior(const Problem& p, const BackwardMemory& m, float* d_prior) {
   const Int taps = p.kernel_height * p.kernel_width, bias_row = m.window.bias_row();
   for (Int g = 0; g < m.layout.groups; ++g)
-    for (Int t = 0; t < taps; ++t) {
-      float sum = 0;
-      for (Int i = g; i < bias_row; i += m.layout.groups) sum += m.d_prior[t * bias_row + i];
-      d_prior[g * taps + t] = sum;
-    }
+    for (Int t = 0; t < taps; ++t)
+      d_prior[g * taps + t] = sum_of_group(m.d_prior + t * bias_row, m.layout.groups, g);
 }
 
 template <int SIMILARITY, bool SCALAR>

@@ -173,6 +173,13 @@ inline void write_sources(const Problem& p, const Layout& layout, const float* s
   }
 }
 
+// Sums of lanes are added to tables of (groups + 16): what group g has found.
+inline float sum_of_group(const float* table, Int groups, Int g) {
+  float sum = 0;
+  for (Int i = g; i < groups + 16; i += groups) sum += table[i];
+  return sum;
+}
+
 inline void zero(float* target, Int count) { memset(target, 0, sizeof(float) * count); }
 
 }  // namespace

@@ -47,11 +47,6 @@ Int panels(const Product& p) {
   return count;
 }
 
-// Where vector number v begins.
-INLINE Int first_column(const Product& p, Int v) {
-  return v * LANES + LANES <= p.columns ? v * LANES : most(0, p.columns - LANES);
-}
-
 // One vector of a panel, whose rows are `step` floats apart.
 void pack_rows(const Product& p, const float* kernel, Int column, float* target, Int step) {
   for (Int k = 0; k < p.depth; ++k)
@@ -74,7 +69,7 @@ void pack(const Product& p, const ProductArrays& arrays, Int number) {
   for (; number; --number) panel = next_panel(p, panel);
   float* target = arrays.packed + panel.first * LANES * p.depth;
   for (Int v = 0; v < panel.vectors; ++v)
-    (p.transposed ? pack_columns : pack_rows)(p, arrays.kernel, first_column(p, panel.first + v),
+    (p.transposed ? pack_columns : pack_rows)(p, arrays.kernel, vector_start(p.columns, panel.first + v),
                                               target + v * LANES, panel.vectors * LANES);
 }
 
@@ -103,7 +98,7 @@ INLINE void multiply_tile(const Product& p, const ProductArrays& arrays, Int row
     __builtin_prefetch(ahead + k * COUNT);
   }
   UNROLLED for (int v = 0; v < VECTORS; ++v) {
-    const Int column = first_column(p, first + v), count = p.columns - column;
+    const Int column = vector_start(p.columns, first + v), count = p.columns - column;
     const Int place = row * p.columns + column;
     if (arrays.gain) {
       const Floats gain = load_own<VECTORS>(arrays.gain + column, count);
@@ -113,8 +108,8 @@ INLINE void multiply_tile(const Product& p, const ProductArrays& arrays, Int row
     if (arrays.residual)
       UNROLLED for (int i = 0; i < COUNT; ++i)
         sums[i][v] += load_own<VECTORS>(arrays.residual + place + i * p.columns, count);
-    if (p.relu)  // a NaN remains one
-      UNROLLED for (int i = 0; i < COUNT; ++i) sums[i][v] = sums[i][v] < 0.0f ? Floats{} : sums[i][v];
+    if (p.relu)
+      UNROLLED for (int i = 0; i < COUNT; ++i) sums[i][v] = rectified(sums[i][v]);
     UNROLLED for (int i = 0; i < COUNT; ++i) {
       float* out = arrays.out + place + i * p.columns;
       VECTORS > 1 ? store(out, sums[i][v]) : store_some(out, sums[i][v], count);

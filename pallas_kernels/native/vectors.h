@@ -45,6 +45,12 @@ INLINE void fetch_ahead(const float* p) { __builtin_prefetch(p + AHEAD); }
 
 INLINE Floats all(float x) { return x - Floats{}; }
 
+// Where vector number v of `count` floats begins. If they fill no whole vectors, the last overlaps the
+// one before it.
+INLINE Int vector_start(Int count, Int v) {
+  return v * LANES + LANES <= count ? v * LANES : most(0, count - LANES);
+}
+
 // A ReLU that keeps a NaN.
 INLINE Floats rectified(Floats x) { return x < 0.0f ? Floats{} : x; }
 
